@@ -1,0 +1,1 @@
+"""Deployment formats of an explainer."""

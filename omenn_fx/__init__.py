@@ -1,0 +1,44 @@
+"""omenn-fx: compile any PyTorch model into a twin that explains itself, exactly.
+
+    import omenn_fx
+    explainer = omenn_fx.transform(model)
+    explanation = explainer(x, target=207)   # explanation.C sums to the logit
+"""
+
+from omenn_fx._version import __version__
+from omenn_fx.affine import AffineMap
+from omenn_fx.errors import (
+    CaptureError,
+    InputError,
+    ModeError,
+    NoContentError,
+    OmennError,
+    OutputError,
+    SizeError,
+    TargetError,
+    UnsupportedOpError,
+)
+from omenn_fx.explainer import Explainer, NodeInfo, transform
+from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+
+
+
+__all__ = [
+    "AffineMap",
+    "BiasTable",
+    "CaptureError",
+    "Explainer",
+    "Explanation",
+    "InputError",
+    "InputExplanation",
+    "ModeError",
+    "NoContentError",
+    "NodeInfo",
+    "OmennError",
+    "OutputError",
+    "SizeError",
+    "TargetError",
+    "UnsupportedOpError",
+    "__version__",
+    "transform",
+]

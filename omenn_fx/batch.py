@@ -1,0 +1,131 @@
+"""Where the batch lies in every content value, so that a sum over one node's bias can be taken sample by sample.
+
+Windows, heads and time steps are often folded into the dimension of the batch ([B * windows, T, C], [T, B * heads, C]).
+Views tell where it went: the stride of the batch in the flattened index does not change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from omenn_fx.capture import place_of
+from omenn_fx.errors import OmennError
+from omenn_fx.mass import Mass, Product
+from omenn_fx.roles import Tagged, producer, slots_of, value_of
+
+aten = torch.ops.aten
+_RESHAPES = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
+    aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.reshape_as.default,
+}  # fmt: skip
+_PERMUTES = {aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The batch is dimension `dim`, whose size is outer * N * inner."""
+
+    dim: int
+    outer: int = 1
+    inner: int = 1
+
+    def per_sample(self, mass: Mass) -> Any:
+        """The sum of a mass over everything but the batch: shape [N]."""
+        total: Any = None
+        for part in mass.parts:
+            if isinstance(part, Product) and part.dim is not None and part.dim != self.dim:
+                value = part.collapsed(part.dim).value
+            else:
+                value = part.dense(mass.shape) if isinstance(part, Product) else part.value
+            others = tuple(d for d in range(len(mass.shape)) if d != self.dim)
+            value = value.sum(others) if others else value
+            total = value if total is None else total + value
+        if self.outer == 1 and self.inner == 1:
+            return total
+        return total.reshape(self.outer, -1, self.inner).sum((0, 2))
+
+
+def layouts(tagged: Tagged) -> dict[fx.Node, Layout]:
+    """The layout of the batch in every content value. Raises OmennError where the samples of a batch are mixed."""
+    size = hint(tagged.captured.batch)
+    found: dict[fx.Node, Layout] = {}
+    for node in tagged.content:
+        shape = _hints(value_of(node).shape)
+        symbolic = [isinstance(s, torch.SymInt) for s in value_of(node).shape]
+        if node in tagged.sources.values():
+            found[node] = Layout(0)
+            continue
+        call, _ = producer(node)
+        rule = tagged.rules.get(call.target)
+        assert rule is not None
+        slots = dict(slots_of(call, rule))
+        operand = slots[tagged.slots[node][0]]
+        before = _hints(value_of(operand).shape)
+        layout = _next(call, found[operand], before, shape, symbolic, size)
+        if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
+            raise OmennError(
+                f"{place_of(node)} mixes the samples of a batch, so no explanation per sample exists there; "
+                "transform with a batch of one sample and dynamic_batch=False"
+            )
+        found[node] = layout
+    return found
+
+
+def hint(size: Any) -> int:
+    """A size as a number: the one of the example where it is symbolic."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _hints(shape: Sequence[Any]) -> list[int]:
+    return [hint(s) for s in shape]
+
+
+def _next(
+    call: fx.Node, at: Layout, before: list[int], shape: list[int], symbolic: list[bool], size: int
+) -> Layout | None:
+    if not shape:
+        return None
+    if size == 1:
+        return Layout(0, outer=shape[0])  # one sample: every position is its own
+    if call.target in _RESHAPES:
+        return _reshaped(at, before, shape, size)
+    if call.target in _PERMUTES:
+        return Layout(_permuted(call, at.dim, len(before)), at.outer, at.inner)
+    if any(symbolic):
+        candidates = [d for d, s in enumerate(symbolic) if s]
+    else:
+        candidates = [d for d, s in enumerate(shape) if s % size == 0 and s]
+    same = [d for d in candidates if shape[d] == before[at.dim]]
+    aligned = at.dim + len(shape) - len(before)
+    for dim in (at.dim if len(shape) == len(before) else aligned, at.dim, aligned):
+        if dim in same:
+            return Layout(dim, at.outer, at.inner)
+    if same:
+        return Layout(same[0], at.outer, at.inner)
+    if len(candidates) == 1:  # concatenated along the batch: the copies are outermost
+        return Layout(candidates[0], shape[candidates[0]] // (size * at.inner), at.inner)
+    return None
+
+
+def _reshaped(at: Layout, before: list[int], shape: list[int], size: int) -> Layout | None:
+    stride = at.inner * math.prod(before[at.dim + 1 :])
+    for dim in range(len(shape)):
+        suffix = math.prod(shape[dim + 1 :])
+        if suffix and suffix <= stride and stride * size <= suffix * shape[dim] and stride % suffix == 0:
+            inner = stride // suffix
+            if shape[dim] % (inner * size) == 0:
+                return Layout(dim, shape[dim] // (inner * size), inner)
+    return None
+
+
+def _permuted(call: fx.Node, dim: int, ndim: int) -> int:
+    if call.target is aten.permute.default:
+        return [d % ndim for d in call.args[1]].index(dim)
+    first, second = (0, 1) if call.target is aten.t.default else (call.args[1] % ndim, call.args[2] % ndim)
+    return {first: second, second: first}.get(dim, dim) if ndim > 1 else dim

@@ -1,0 +1,67 @@
+"""Every error a user can meet, and the one way a place in the user's code is written in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class OmennError(Exception):
+    """Base of all errors raised by omenn-fx."""
+
+
+class CaptureError(OmennError):
+    """torch.export could not turn the model into a graph."""
+
+
+class ModeError(OmennError):
+    """The model is in train mode, so dropout or batch statistics would make the explanation random."""
+
+
+class InputError(OmennError, ValueError):
+    """The inputs do not fit the captured model, or hold values no explanation exists for."""
+
+
+class TargetError(OmennError, ValueError):
+    """The target does not select a value of the model's output."""
+
+
+class OutputError(OmennError, ValueError):
+    """The model's output has no tensor of the wanted name, or none with a batch dimension."""
+
+
+class NoContentError(OmennError):
+    """No explained input reaches the explained output through operators that carry content."""
+
+
+class SizeError(OmennError, ValueError):
+    """A dense matrix of the asked-for map would be larger than the stated limit."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node of the graph comes from: operator, node name, module path and the user's own source line."""
+
+    node: str
+    op: str
+    module: str
+    source: str
+
+    def __str__(self) -> str:
+        where = f" in module '{self.module}'" if self.module else ""
+        line = f"\n      at {self.source}" if self.source else ""
+        return f"{self.op} (node '{self.node}'){where}{line}"
+
+
+class UnsupportedOpError(OmennError):
+    """Operators on the way from the explained input to the output have no rule. `places` lists them all."""
+
+    def __init__(self, places: Sequence[Place], rule_set: str):
+        self.places = tuple(places)
+        count = f"{len(places)} operator call{'s' if len(places) != 1 else ''}"
+        lines = "\n".join(f"  - {p}" for p in places)
+        super().__init__(
+            f"the rule set '{rule_set}' has no rule for {count} between the explained input and the output:\n{lines}\n"
+            "  Either register a rule (omenn_fx.registry.rule), rewrite the line with supported operators, or hold the "
+            'value fixed with roles={"<node name>": "coefficient"}. Nothing falls back to the plain gradient.'
+        )

@@ -1,0 +1,410 @@
+"""The public face: `transform` makes an `Explainer`, a module that returns an `Explanation` instead of bare logits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+import omenn_fx.rules  # noqa: F401  (fills the rule sets)
+from omenn_fx.affine import AffineMap, Recorder
+from omenn_fx.capture import Captured, Source, batch_size, capture, flatten_inputs, load_source, place_of, require_eval
+from omenn_fx.carry import POLICIES
+from omenn_fx.errors import CaptureError, InputError, OmennError
+from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+from omenn_fx.lower import Halves, explainer_graph, split
+from omenn_fx.registry import RuleSet, rule_set
+from omenn_fx.roles import Decision, Role, Tagged, producer, tag, value_of
+from omenn_fx.select import Explain, Output, select_output, select_sources
+from omenn_fx.target import Target, resolve
+
+log = logging.getLogger("omenn_fx")
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """One node of the captured graph: name, operator, module path, role, and the user's own source line."""
+
+    name: str
+    op: str
+    module: str
+    role: str
+    source: str
+
+
+@dataclass
+class _Program:
+    """Everything made from one capture."""
+
+    captured: Captured
+    tagged: Tagged
+    graph_module: fx.GraphModule
+    halves: Halves
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.tagged.sources)
+
+
+def transform(
+    model: Source,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    explain: Explain = None,
+    output: Output = None,
+    rules: str | RuleSet = "omenn",
+    bias: str = "carrier",
+    roles: Mapping[str, str] | None = None,
+    dynamic_batch: bool = True,
+) -> Explainer:
+    """Compile a model into a twin that explains itself (the OMENN method, arXiv 2412.02399).
+
+    Args:
+        model: an nn.Module in eval mode, an fx.GraphModule, an ExportedProgram or the path of a `.pt2` file.
+        example_inputs: a tensor or a tuple of positional inputs to capture at; without, the first call captures.
+        example_kwargs: keyword inputs to capture at.
+        explain: which inputs carry content, by name or position (one or several). Default: every floating-point
+            input; where all inputs are integer ids, their embeddings.
+        output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it.
+            Default: the logits (the only tensor, the one named so, else the first floating-point one).
+        rules: the rule set.
+        bias: "carrier" (bias mass carried to the input by position), "contribution" (in proportion to each input's
+            contribution) or "none" (no C_b; the table per node stays).
+        roles: overrides, node name, module path or pattern -> "content" or "coefficient".
+        dynamic_batch: capture with a symbolic batch size; a model that fixes its batch is captured at that size.
+
+    Raises:
+        ModeError: the model is in train mode.
+        CaptureError: torch.export cannot capture it; names the line.
+        UnsupportedOpError: operators on the way have no rule; lists all of them.
+        NoContentError, OutputError, InputError: nothing to explain, and why.
+    """
+    explainer = Explainer(
+        model, explain=explain, output=output, rules=rules, bias=bias, roles=roles, dynamic_batch=dynamic_batch
+    )
+    if example_inputs is not None or example_kwargs:
+        args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
+        explainer.prepare(*args, **(example_kwargs or {}))
+    return explainer
+
+
+class Explainer(nn.Module):
+    """A model and its explainer graph. Call it like the model; it returns an `Explanation`. Made by `transform`."""
+
+    def __init__(
+        self,
+        model: Source,
+        *,
+        explain: Explain = None,
+        output: Output = None,
+        rules: str | RuleSet = "omenn",
+        bias: str = "carrier",
+        roles: Mapping[str, str] | None = None,
+        dynamic_batch: bool = True,
+    ):
+        super().__init__()
+        if bias not in POLICIES:
+            raise ValueError(f"bias='{bias}': a bias policy is one of {', '.join(POLICIES)}")
+        source = load_source(model)
+        self.model = source if isinstance(source, nn.Module) else None
+        self._exported = source if isinstance(source, ExportedProgram) else None
+        if self.model is not None:
+            require_eval(self.model)
+        self.explain, self.output, self.rules, self.bias = explain, output, rule_set(rules), bias
+        self.roles, self.dynamic_batch = dict(roles or {}), dynamic_batch
+        self._programs: dict[Any, _Program] = {}
+        self._current: _Program | None = None
+        self.training = False
+
+    # Capture ------------------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable
+    def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
+        """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
+        leaves = pytree.tree_leaves((args, kwargs))
+        _check_leaves(leaves)
+        if self.model is not None:
+            require_eval(self.model)
+        key = _key(leaves, dynamic=False)
+        if self._programs:
+            if self._exported is not None:
+                raise InputError(
+                    f"these inputs do not fit the exported program: {_mismatch(self._current, leaves)}; it cannot be "
+                    "captured anew, transform the model itself"
+                )
+            log.warning("captured anew for new inputs: %s", _mismatch(self._current, leaves))
+        with torch.inference_mode(False), torch.no_grad():
+            program = self._build(args, kwargs, leaves)
+        self._programs[_key(leaves, program.captured.dynamic_batch)] = program
+        self._programs.setdefault(key, program)
+        self._current = program
+        return self
+
+    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> _Program:
+        own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
+        source = self.model if self.model is not None else self._exported
+        assert source is not None
+        try:
+            captured = capture(source, own[0], own[1], self.rules, self.dynamic_batch)
+        except CaptureError as error:
+            problem = self._misfit(leaves)
+            if problem is None:
+                raise
+            raise InputError(f"{problem}\n  {error}") from error
+        sources = select_sources(captured, self.rules, self.explain)
+        tagged = tag(captured, self.rules, sources, select_output(captured, self.output), self.roles)
+        module = explainer_graph(tagged, POLICIES[self.bias])
+        return _Program(captured, tagged, module, split(module))
+
+    def _misfit(self, leaves: Sequence[Any]) -> str | None:
+        """An input whose dtype or device is not that of the model's weights."""
+        weights = [p for p in self.model.parameters() if p.is_floating_point()] if self.model is not None else []
+        dtypes, devices = {p.dtype for p in weights}, {p.device for p in weights}
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or not weights:
+                continue
+            if leaf.is_floating_point() and leaf.dtype not in dtypes:
+                return f"the input is {leaf.dtype}, the model's weights are {_names(dtypes)}: convert one (.to(dtype))"
+            if leaf.device not in devices:
+                return f"the input is on {leaf.device}, the model on {_names(devices)}: move one (.to(device))"
+        return None
+
+    def _program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Program, list[Any]]:
+        leaves = pytree.tree_leaves((args, kwargs))
+        program = self._current
+        if program is None or not _fits(program, leaves):
+            for candidate in self._programs.values():
+                if _fits(candidate, leaves):
+                    program = self._current = candidate
+                    break
+            else:
+                _check_leaves(leaves)
+                _check_rank(self._current, leaves)
+                self.prepare(*args, **kwargs)
+                program = self._current
+                assert program is not None
+        return program, flatten_inputs(program.captured, args, kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Explainer:
+        """`.to`, `.double`, `.cuda`: the model moves, and is captured anew at the next call."""
+        if self._exported is not None:
+            raise OmennError("an exported program keeps its dtype and device; transform the model itself to move it")
+        super()._apply(fn, recurse)
+        self._programs.clear()
+        self._current = None
+        return self
+
+    def train(self, mode: bool = True) -> Explainer:
+        """An explainer is always in eval mode; train(True) is ignored for it and its model."""
+        return super().train(False) if self.model is not None else self
+
+    # Explaining ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def forward(self, *args: Any, target: Target = None, **kwargs: Any) -> Explanation:
+        """Explain one output value per row, or several at once.
+
+        Args:
+            *args, **kwargs: the model's own inputs.
+            target: None: the top output of each row; int: that class; tuple of ints: a position of outputs
+                [N, A, B, ...]; LongTensor [N]: a class per row; LongTensor [N, T]: T targets at once.
+
+        Raises:
+            InputError: not tensors, another rank or dtype, NaN or inf (names the input).
+            TargetError: out of range or of the wrong shape.
+        """
+        program, leaves = self._program_for(args, kwargs)
+        if not torch.compiler.is_compiling():
+            _check_finite(program.captured, leaves)
+        outputs, residuals = program.halves.forward(*leaves)
+        resolved = resolve(target, outputs)
+        results = [program.halves.backward(g, *residuals) for g in resolved.cotangents(outputs)]
+        inputs = {}
+        for i, name in enumerate(program.names):
+            carried = [r["C_b"][i] for r in results if r["C_b"] is not None]
+            inputs[name] = InputExplanation(
+                X=results[0]["X"][i],
+                C_w=_together([r["C_w"][i] for r in results], resolved.several),
+                C_b=_together(carried, resolved.several) if carried else None,
+                several=resolved.several,
+            )
+        biased = program.graph_module.meta["biased"]
+        shares = _together([r["bias"] for r in results], resolved.several) if biased else None
+        value = resolved.value(outputs)
+        return Explanation(outputs, resolved.index, value, inputs, BiasTable(biased, shares, value))
+
+    # Looking inside -----------------------------------------------------------------------------------------------
+
+    @property
+    def _ready(self) -> _Program:
+        if self._current is None:
+            raise OmennError("nothing is captured yet: give example_inputs to transform, or call the explainer once")
+        return self._current
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The explainer graph: (*inputs, cotangent) -> outputs, X, C_w, C_b, bias. Names follow the source nodes."""
+        return self._ready.graph_module
+
+    @property
+    def nodes(self) -> list[NodeInfo]:
+        """Every node of the captured graph, in order."""
+        tagged = self._ready.tagged
+        infos = []
+        for node in tagged.captured.graph.nodes:
+            if node.op == "output":
+                continue
+            place = place_of(producer(node)[0] if node.op == "call_function" else node)
+            infos.append(NodeInfo(node.name, place.op, place.module, tagged.role[node].value, place.source))
+        return infos
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The products of two content values where a policy decided, and how."""
+        return list(self._ready.tagged.decisions)
+
+    @property
+    def opaque(self) -> list[tuple[str, str]]:
+        """(reader, operand) for every input-dependent value that is added as a bias, its way to the input not linear."""
+        return list(self._ready.tagged.opaque)
+
+    @torch.no_grad()
+    def affine(self, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any], to: str, since: str | None = None) -> AffineMap:
+        """The exact affine map to a node, at these inputs.
+
+        Args:
+            inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
+            to: the node's name (`explainer.nodes` lists them).
+            since: None: from the explained input (all of them); a node's name: from that node; "operands": the node's
+                own local map from its content operands.
+
+        Raises:
+            ValueError: no such content node.
+        """
+        args = (inputs,) if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else ()
+        kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+        program, leaves = self._program_for(args, kwargs)
+        _check_finite(program.captured, leaves)
+        tagged = program.tagged
+        target = _content_node(tagged, to)
+        values = Recorder(program.captured.module).record(leaves)
+        if since == "operands":
+            if target in tagged.sources.values():
+                raise ValueError(f"'{to}' is an explained input: it has no operands")
+            operands = [n for _, n in _operands(tagged, target)]
+            return AffineMap(tagged, values, target, operands, local=True)
+        start = list(tagged.sources.values()) if since is None else [_content_node(tagged, since)]
+        return AffineMap(tagged, values, target, start, local=False)
+
+    def extra_repr(self) -> str:
+        state = "not captured yet" if self._current is None else f"{len(self._current.tagged.captured.graph.nodes)} nodes"
+        return f"rules={self.rules.name!r}, bias={self.bias!r}, {state}"
+
+
+def _operands(tagged: Tagged, node: fx.Node) -> list[Any]:
+    from omenn_fx.twin import Twin
+
+    return list(Twin(tagged, {}).operands(node).items())
+
+
+def _together(values: list[Tensor], several: bool) -> Tensor:
+    return torch.stack(values, 1) if several else values[0]
+
+
+def _content_node(tagged: Tagged, name: str) -> fx.Node:
+    for node in tagged.captured.graph.nodes:
+        if node.name == name:
+            if tagged.role[node] is not Role.CONTENT:
+                raise ValueError(f"node '{name}' is a {tagged.role[node].value}: only content nodes have an affine map")
+            return node
+    raise ValueError(f"there is no node '{name}' (explainer.nodes lists them)")
+
+
+# Checks of the inputs ---------------------------------------------------------------------------------------------
+
+
+def _key(leaves: Sequence[Any], dynamic: bool) -> Any:
+    return tuple(
+        (t.dtype, str(t.device), tuple(t.shape[1:]) if dynamic else tuple(t.shape)) if isinstance(t, Tensor) else t
+        for t in leaves
+    )
+
+
+def _fits(program: _Program, leaves: Sequence[Any]) -> bool:
+    """Whether inputs have the captured shapes, dtypes and devices; the batch is free where it is dynamic."""
+    nodes = program.captured.inputs
+    if len(nodes) != len(leaves):
+        return False
+    size = batch_size(leaves)
+    for node, leaf in zip(nodes, leaves, strict=True):
+        value = value_of(node)
+        if isinstance(value, Tensor) != isinstance(leaf, Tensor):
+            return False
+        if not isinstance(leaf, Tensor):
+            if value != leaf:
+                return False
+            continue
+        if leaf.dtype != value.dtype or leaf.device != value.device or leaf.ndim != value.ndim:
+            return False
+        for want, have in zip(value.shape, leaf.shape, strict=True):
+            if have != (want if isinstance(want, int) else size):
+                return False
+    return True
+
+
+def _check_leaves(leaves: Sequence[Any]) -> None:
+    for leaf in leaves:
+        if not isinstance(leaf, (Tensor, int, float, bool, str, type(None))):
+            raise InputError(f"an input is a {type(leaf).__name__}, not a torch.Tensor; convert it first")
+    if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
+        raise InputError("no input is a tensor with a batch dimension: give tensors of shape [N, ...]")
+
+
+def _check_rank(program: _Program | None, leaves: Sequence[Any]) -> None:
+    if program is None:
+        return
+    for node, leaf in zip(program.captured.inputs, leaves, strict=False):
+        value = value_of(node)
+        if isinstance(value, Tensor) and isinstance(leaf, Tensor):
+            if leaf.ndim != value.ndim:
+                raise InputError(
+                    f"input '{node.name}' has {leaf.ndim} dimensions {tuple(leaf.shape)}, captured with {value.ndim} "
+                    f"({', '.join(map(str, value.shape))})"
+                )
+            if leaf.is_floating_point() != value.is_floating_point():
+                raise InputError(f"input '{node.name}' is {leaf.dtype}, captured as {value.dtype}; convert it first")
+
+
+def _check_finite(captured: Captured, leaves: Sequence[Any]) -> None:
+    for node, leaf in zip(captured.inputs, leaves, strict=True):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
+            what = "NaN" if torch.isnan(leaf).any() else "inf"
+            raise InputError(f"input '{node.name}' holds {what}: no explanation exists for it")
+
+
+def _mismatch(program: _Program | None, leaves: Sequence[Any]) -> str:
+    assert program is not None
+    parts = []
+    for node, leaf in zip(program.captured.inputs, leaves, strict=False):
+        value = value_of(node)
+        if isinstance(leaf, Tensor) and isinstance(value, Tensor):
+            have = f"{tuple(leaf.shape)} {leaf.dtype} {leaf.device}"
+            want = f"({', '.join(map(str, value.shape))}) {value.dtype} {value.device}"
+            if have != want:
+                parts.append(f"'{node.name}' is {have}, was {want}")
+        elif leaf != value:
+            parts.append(f"'{node.name}' is {leaf!r}, was {value!r}")
+    return "; ".join(parts) or "another structure of inputs"
+
+
+def _names(values: Any) -> str:
+    return ", ".join(sorted(map(str, values)))

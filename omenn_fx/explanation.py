@@ -1,0 +1,152 @@
+"""What an explainer returns: one matrix C = C_w * X + C_b whose sum is the explained value, and its proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class InputExplanation:
+    """The explanation of one input. All tensors have the input's shape, [N, T, ...] for T targets.
+
+    Attributes:
+        X: the explained input (for integer ids, its embedding).
+        C_w: the weight row g: what the network's affine map multiplies X with.
+        C_b: the bias mass carried to the positions of the input; None with bias="none".
+    """
+
+    X: Tensor
+    C_w: Tensor
+    C_b: Tensor | None
+    several: bool = False
+
+    @property
+    def C(self) -> Tensor:
+        """C_w * X + C_b: the contribution of each input value. Without C_b (bias="none") just C_w * X."""
+        product = self.C_w * (self.X.unsqueeze(1) if self.several else self.X)
+        return product if self.C_b is None else product + self.C_b
+
+
+class BiasTable(Mapping[str, Tensor]):
+    """Node name -> its share of the explained value through its bias: <g_v, b_v>, shape [N] (or [N, T])."""
+
+    def __init__(self, names: list[str], shares: Tensor | None, like: Tensor):
+        self._names, self._shares, self._like = names, shares, like
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._shares is None:
+            raise KeyError(name)
+        try:
+            return self._shares[..., self._names.index(name)]
+        except ValueError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum over all nodes, [N] (or [N, T])."""
+        return torch.zeros_like(self._like) if self._shares is None else self._shares.sum(-1)
+
+    @property
+    def magnitude(self) -> Tensor:
+        """The sum of the shares' absolute values."""
+        return torch.zeros_like(self._like) if self._shares is None else self._shares.abs().sum(-1)
+
+    def __repr__(self) -> str:
+        largest = sorted(self.items(), key=lambda kv: -float(kv[1].abs().max()))[:8]
+        rows = ", ".join(f"{n}: {v.tolist()}" for n, v in largest)
+        return f"BiasTable({len(self)} nodes; largest {{{rows}}})"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The explanation of one output value for each row of a batch (arXiv 2412.02399).
+
+    Attributes:
+        outputs: the output tensor that holds the explained value, as the model computes it: [N, K].
+        target: the explained positions, int64 [N] (or [N, T]); flat positions where outputs have more than two dims.
+        value: the explained outputs f_t, [N] (or [N, T]).
+        inputs: name -> InputExplanation of each explained input.
+        bias: node -> its bias share.
+    """
+
+    outputs: Tensor
+    target: Tensor
+    value: Tensor
+    inputs: dict[str, InputExplanation]
+    bias: BiasTable
+
+    @property
+    def _only(self) -> InputExplanation:
+        if len(self.inputs) != 1:
+            raise AttributeError(
+                f"{len(self.inputs)} inputs are explained ({', '.join(self.inputs)}): take explanation.inputs[name].C, "
+                "or transform with explain= one of them"
+            )
+        return next(iter(self.inputs.values()))
+
+    @property
+    def X(self) -> Tensor:
+        """The explained input."""
+        return self._only.X
+
+    @property
+    def C_w(self) -> Tensor:
+        """The weight row g at the input."""
+        return self._only.C_w
+
+    @property
+    def C_b(self) -> Tensor | None:
+        """The bias mass at the input's positions; None with bias="none"."""
+        return self._only.C_b
+
+    @property
+    def C(self) -> Tensor:
+        """C_w * X + C_b: sums to `value` over everything but batch and targets."""
+        return self._only.C
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return value.flatten(self.value.ndim).sum(-1) if value.ndim > self.value.ndim else value
+
+    @property
+    def sum(self) -> Tensor:
+        """sum(C) over all explained inputs (plus the bias shares where none was carried): equals `value`."""
+        total: Any = sum(self._sum(i.C) for i in self.inputs.values())
+        carried = all(i.C_b is not None for i in self.inputs.values())
+        return total if carried else total + self.bias.total
+
+    @property
+    def scale(self) -> Tensor:
+        """S = sum |C_w * X| + sum over nodes of |bias share|: the size of what is added up."""
+        total: Any = sum(self._sum(InputExplanation(i.X, i.C_w, None, i.several).C.abs()) for i in self.inputs.values())
+        return total + self.bias.magnitude
+
+    @property
+    def completeness_error(self) -> Tensor:
+        """|sum(C) - value| / S, shape of `value`."""
+        gap = (self.sum - self.value).abs()
+        return gap / self.scale.clamp_min(torch.finfo(gap.dtype).tiny)
+
+    @property
+    def relative_error(self) -> Tensor:
+        """|sum(C) - value| / |value|, shape of `value`."""
+        gap = (self.sum - self.value).abs()
+        return gap / self.value.abs().clamp_min(torch.finfo(gap.dtype).tiny)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{n}: {tuple(i.C_w.shape)}" for n, i in self.inputs.items())
+        return (
+            f"Explanation(target={self.target.tolist()}, value={self.value.tolist()}, sum={self.sum.tolist()}, "
+            f"C of {shapes}, completeness_error={float(self.completeness_error.max()) if self.value.numel() else 0:.1e})"
+        )

@@ -1,0 +1,222 @@
+"""Lowering: the affine twin, run on the values of a graph being built, becomes the explainer graph.
+
+`explainer_graph` makes one readable graph: the model's forward, then the adjoint, the bias shares and the carried
+mass. Its names follow the source nodes (`layer1_0_conv1`, `layer1_0_conv1_adjoint`, `..._bias`, `..._carry`).
+`split` divides it at the cotangent, so that one forward serves any number of targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.proxy import GraphAppendingTracer
+
+from omenn_fx.batch import layouts
+from omenn_fx.carry import Policy
+from omenn_fx.roles import Tagged, value_of
+from omenn_fx.twin import Twin, dense_or_zero
+
+COTANGENT = "cotangent"
+
+
+class _Tracer(GraphAppendingTracer):
+    """Appends to a graph; new nodes are named after the node of the model they belong to."""
+
+    def __init__(self, graph: fx.Graph):
+        super().__init__(graph)
+        self.at: tuple[fx.Node, str] | None = None
+        self.sizes: dict[str, Traced] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+
+    def create_arg(self, a: Any) -> Any:
+        """A tensor that a rule makes from sizes alone (pooling weights, index lists) becomes an attribute."""
+        if isinstance(a, torch.Tensor):
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = a
+            return self.create_node("get_attr", name, (), {}, name)
+        return super().create_arg(a)
+
+    @contextmanager
+    def within(self, node: fx.Node, phase: str) -> Iterator[None]:
+        before, self.at = self.at, (node, phase)
+        yield
+        self.at = before
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
+    ) -> fx.Node:
+        if self.at is not None:
+            name = f"{self.at[0].name}_{self.at[1]}"
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if self.at is not None:
+            source = self.at[0]
+            node.meta = {k: source.meta[k] for k in ("nn_module_stack", "stack_trace") if k in source.meta}
+            node.meta["omenn"] = (source.name, self.at[1])
+        return node
+
+    def proxy(self, node: fx.Node) -> Traced:
+        return Traced(node, self)
+
+
+class Traced(fx.Proxy):
+    """A value of the graph being built. Rules use it as a tensor; sizes are ints, or values where they are dynamic."""
+
+    tracer: _Tracer
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(self._size(d, s) for d, s in enumerate(self._fake.shape))
+
+    @property
+    def ndim(self) -> int:
+        return self._fake.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._fake.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._fake.device
+
+    @property
+    def _fake(self) -> Any:
+        return _fake(self.node)
+
+    def _size(self, dim: int, size: Any) -> Any:
+        if isinstance(size, int):
+            return size
+        key = str(size)
+        if key not in self.tracer.sizes:
+            self.tracer.sizes[key] = self.tracer.create_proxy(  # type: ignore[assignment]
+                "call_function", torch.ops.aten.sym_size.int, (self, dim), {}
+            )
+        return self.tracer.sizes[key]
+
+
+def _fake(node: fx.Node) -> Any:
+    """Shape and dtype of a node, found when first asked for."""
+    if "val" not in node.meta:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), _fake)
+        tensors = [v for n in node.all_input_nodes if isinstance(v := _fake(n), torch.Tensor)]
+        mode = next((v.fake_mode for v in tensors if hasattr(v, "fake_mode")))
+        with mode, torch.no_grad():
+            if node.op == "call_method":
+                node.meta["val"] = getattr(args[0], node.target)(*args[1:], **kwargs)
+            else:
+                node.meta["val"] = node.target(*args, **kwargs)
+    return node.meta["val"]
+
+
+def explainer_graph(tagged: Tagged, policy: Policy | None) -> fx.GraphModule:
+    """The explainer graph of a tagged model.
+
+    Inputs: the leaves of the model's inputs, and the cotangent (of the explained output's shape).
+    Output: a dict of `outputs` (the explained output), `X`, `C_w` and (with a policy) `C_b`, each a tuple with one
+    tensor per explained input, and `bias` [N, V]: the share of each of the V biased nodes (None without any).
+    """
+    captured = tagged.captured
+    graph = fx.Graph()
+    tracer = _Tracer(graph)
+    env: dict[fx.Node, fx.Node] = {}
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            env[node] = graph.node_copy(node)
+    cotangent = graph.placeholder(COTANGENT)
+    cotangent.meta["val"] = value_of(tagged.output)
+    values: dict[fx.Node, Any] = {}
+    for node in captured.graph.nodes:
+        if node.op == "output":
+            continue
+        if node.op != "placeholder":
+            env[node] = graph.node_copy(node, env.__getitem__)
+        if node.target is torch.ops.aten.sym_size.int:
+            tracer.sizes.setdefault(str(value_of(node)), tracer.proxy(env[node]))
+        values[node] = tracer.proxy(env[node])
+    twin = Twin(tagged, values, tracer.within)
+    pulled = twin.pull({tagged.output: tracer.proxy(cotangent)}, policy)
+    where = layouts(tagged)
+    shares = []
+    for node, mass in pulled.shares.items():
+        with tracer.within(node, "share"):
+            shares.append(where[node].per_sample(mass))
+    sources = list(tagged.sources.values())
+    result = {
+        "outputs": env[tagged.output],
+        "X": tuple(env[s] for s in sources),
+        "C_w": tuple(_node(pulled.adjoint.get(s), values[s]) for s in sources),
+        "C_b": None
+        if policy is None
+        else tuple(_node(dense_or_zero(pulled.carried.get(s), values[s]), values[s]) for s in sources),
+        "bias": torch.stack(shares, 1).node if shares else None,
+    }
+    graph.output(result)
+    graph.eliminate_dead_code(_kept)
+    graph.lint()
+    for name, constant in tracer.constants.items():
+        captured.module.register_buffer(name, constant)
+    module = fx.GraphModule(captured.module, graph, class_name="ExplainerGraph")
+    module.meta["biased"] = [n.name for n in pulled.shares]
+    return module
+
+
+def _kept(node: fx.Node) -> bool:
+    """Inputs, outputs, and operators that fill a constant in place."""
+    if node.op in ("placeholder", "output"):
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _node(value: Any, like: Any) -> fx.Node:
+    """The node of a traced value; zeros where no adjoint reached an explained input."""
+    return (like * 0 if value is None else value).node
+
+
+@dataclass
+class Halves:
+    """The explainer graph divided at the cotangent: residuals = forward(*inputs); result = backward(residuals, g)."""
+
+    forward: fx.GraphModule  # *inputs -> (outputs, residuals)
+    backward: fx.GraphModule  # cotangent, *residuals -> the explainer graph's output
+
+
+def split(module: fx.GraphModule) -> Halves:
+    """Divide an explainer graph into what does not depend on the cotangent and what does."""
+    after: set[fx.Node] = set()
+    result: dict[str, Any] = {}
+    for node in module.graph.nodes:
+        if node.target == COTANGENT or any(n in after for n in node.all_input_nodes):
+            after.add(node)
+        if node.op == "output":
+            result = node.args[0]
+    after = {n for n in after if n.op != "output"}
+    wanted: list[fx.Node] = []
+    fx.map_arg(result, wanted.append)
+    needed = [n for n in module.graph.nodes if n not in after and n.op not in ("get_attr", "output")]
+    residuals = [n for n in needed if n in wanted or any(u in after for u in n.users)]
+    ahead, back = fx.Graph(), fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node not in after and node.op != "output":
+            env[node] = ahead.node_copy(node, env.__getitem__)
+    ahead.output((env[result["outputs"]], tuple(env[n] for n in residuals)))
+    ahead.eliminate_dead_code(_kept)
+    env = {}
+    for node in module.graph.nodes:
+        if node.target == COTANGENT:
+            env[node] = back.placeholder(COTANGENT)
+    for node in residuals:
+        env[node] = back.placeholder(node.name)
+    for node in module.graph.nodes:
+        if node.op == "get_attr" or (node in after and node not in env):
+            env[node] = back.node_copy(node, env.__getitem__)
+    back.output(fx.map_arg(result, env.__getitem__))
+    back.eliminate_dead_code(_kept)
+    return Halves(fx.GraphModule(module, ahead, "Forward"), fx.GraphModule(module, back, "Backward"))
+
+

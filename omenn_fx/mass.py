@@ -1,0 +1,158 @@
+"""Bias mass: the part of the explained value that stands at the positions of one node, and is carried to the input.
+
+A mass is kept as a sum of parts that are not multiplied out before someone has to see them. Most biases are one number
+per channel, and most operators mix channels, so the sum over channels is all that is ever needed: it costs one read of
+the adjoint where the product would cost several passes over memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+Shape = Sequence[Any]  # ints, or symbolic sizes of a graph that is being traced
+
+
+def sum_to(value: Tensor, source: Shape, target: Shape) -> Tensor:
+    """Sum a value of shape `source` over the dimensions that were broadcast from `target`."""
+    extra = len(source) - len(target)
+    if extra:
+        value = value.sum(tuple(range(extra)))
+    ones = tuple(
+        d for d, size in enumerate(target) if is_one(size) and not is_one(source[d + extra])
+    )
+    return value.sum(ones, keepdim=True) if ones else value
+
+
+def is_one(size: Any) -> bool:
+    """Whether a size is statically 1 (a symbolic batch size never is)."""
+    return isinstance(size, int) and size == 1
+
+
+@dataclass(frozen=True)
+class Even:
+    """Mass whose dimensions `even` have size 1: the total over each of them, shared evenly by all its positions."""
+
+    value: Tensor
+    even: frozenset[int] = frozenset()
+
+    def collapsed(self, dim: int) -> Even:
+        if dim in self.even:
+            return self
+        return Even(self.value.sum(dim, keepdim=True), self.even | {dim})
+
+    def dense(self, shape: Shape) -> Tensor:
+        if not self.even:
+            return self.value
+        count: Any = 1
+        for d in self.even:
+            count = count * shape[d]
+        return (self.value / count).expand(*shape)
+
+    def scaled(self, factor: float) -> Even:
+        return Even(self.value * factor, self.even)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Mass g * b of a bias b that is a vector along `dim` (None: any tensor that broadcasts to g)."""
+
+    g: Tensor
+    b: Tensor
+    dim: int | None
+    ndim: int
+    factor: float = 1.0
+    _memo: dict[int, Even] = field(default_factory=dict, repr=False, compare=False)
+
+    def collapsed(self, dim: int) -> Even:
+        if dim not in self._memo:
+            if dim != self.dim:
+                self._memo[dim] = Even(self.dense(()).sum(dim, keepdim=True), frozenset({dim}))
+            else:
+                total = contract(self.g, self.b, dim, self.ndim)
+                total = total if self.factor == 1 else total * self.factor
+                self._memo[dim] = Even(total, frozenset({dim}))
+        return self._memo[dim]
+
+    def dense(self, shape: Shape) -> Tensor:
+        b = self.b
+        if self.dim is not None:
+            b = b.reshape((-1,) + (1,) * (self.ndim - 1 - self.dim))
+        value = self.g * b
+        return value if self.factor == 1 else value * self.factor
+
+    def scaled(self, factor: float) -> Product:
+        return Product(self.g, self.b, self.dim, self.ndim, self.factor * factor)
+
+
+def contract(g: Tensor, b: Tensor, dim: int, ndim: int) -> Tensor:
+    """Sum g * b over `dim` (kept with size 1) without forming the product."""
+    if dim == ndim - 1:
+        return torch.matmul(g, b).unsqueeze(-1)
+    letters = "abcdefghijk"[:ndim]
+    rest = letters.replace(letters[dim], "")
+    return torch.einsum(f"{letters},{letters[dim]}->{rest}", g, b).unsqueeze(dim)
+
+
+Part = Even | Product
+
+
+@dataclass(frozen=True)
+class Mass:
+    """A sum of parts, all at the positions of one value of shape `shape`."""
+
+    parts: tuple[Part, ...]
+    shape: Shape
+
+    def __add__(self, other: Mass) -> Mass:
+        """Masses that are even over the same dimensions are added at once; products wait."""
+        parts = list(self.parts)
+        for new in other.parts:
+            for i, old in enumerate(parts):
+                if isinstance(old, Even) and isinstance(new, Even) and old.even == new.even:
+                    parts[i] = Even(old.value + new.value, old.even)
+                    break
+            else:
+                parts.append(new)
+        return Mass(tuple(parts), self.shape)
+
+    def scaled(self, factor: float) -> Mass:
+        return self if factor == 1 else Mass(tuple(p.scaled(factor) for p in self.parts), self.shape)
+
+    def collapsed(self, dim: int) -> Even:
+        """The total over one dimension, of size 1 there; full along every other dimension."""
+        dim = dim % len(self.shape)
+        total: Tensor | None = None
+        even = frozenset.intersection(*(p.collapsed(dim).even for p in self.parts))
+        shape = [1 if d == dim else s for d, s in enumerate(self.shape)]
+        for part in self.parts:
+            piece = part.collapsed(dim)
+            value = piece.value if piece.even == even else Even(piece.value, piece.even - even).dense(
+                [1 if d in even else s for d, s in enumerate(shape)]
+            )
+            total = value if total is None else total + value
+        assert total is not None
+        return Even(total, even)
+
+    def dense(self) -> Tensor:
+        """The mass at every position, as one tensor of the value's shape."""
+        total: Tensor | None = None
+        for part in self.parts:
+            value = part.dense(self.shape)
+            total = value if total is None else total + value
+        assert total is not None
+        return total
+
+    def settled(self) -> Mass:
+        """One dense part: what a node does before it hands its mass to several operands."""
+        if len(self.parts) == 1 and isinstance(self.parts[0], Even):
+            return self
+        return Mass((Even(self.dense()),), self.shape)
+
+    def moved(self, shape: Shape) -> Mass:
+        """The same parts at the positions of an operand of the same rank (element-wise operators)."""
+        return Mass(self.parts, shape)

@@ -1,0 +1,181 @@
+"""The table of rules: which affine form an operator has. Keys are exact OpOverloads, a second registration raises.
+
+A rule is a function from a `Call` (the operator with its operands bound by name, at one input) to the `Affine` form of
+its result: h = sum of W_u h_u over the content operands u, plus b. Nothing outside `rules/` and `roles` knows which
+rule set is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from omenn_fx.linear import Linear
+from omenn_fx.mass import Even, Mass, Product, Shape
+
+Tensor = torch.Tensor
+Op = Any  # torch._ops.OpOverload, or a function of the operator module
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One operand of a call: the schema's name, and the position in it where that operand is a list of tensors."""
+
+    name: str
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator with its operands bound by their schema names, at one input."""
+
+    op: Op
+    operands: Mapping[str, Any]
+    out: Any  # the value of the result that is meant
+    content: tuple[Slot, ...]
+    output: int | None = None  # its position, where the operator returns several
+
+    def __getitem__(self, name: str) -> Any:
+        return self.operands[name]
+
+    def at(self, slot: Slot) -> Any:
+        value = self.operands[slot.name]
+        return value if slot.index is None else value[slot.index]
+
+    def shape(self, slot: Slot | str | None = None) -> Shape:
+        """Shape of an operand; of the first content operand where none is named."""
+        slot = self.content[0] if slot is None else Slot(slot) if isinstance(slot, str) else slot
+        return self.at(slot).shape
+
+    @property
+    def x(self) -> Any:
+        """The value of the first content operand: the only one of most operators."""
+        return self.at(self.content[0])
+
+    def replay(self, **changed: Any) -> Any:
+        """Call the operator again with some operands exchanged: a linear operator is its own W."""
+        positional, named = [], {}
+        for argument in self.op._schema.arguments:
+            value = changed.get(argument.name, self.operands[argument.name])
+            if argument.kwarg_only:
+                named[argument.name] = value
+            else:
+                positional.append(value)
+        result = self.op(*positional, **named)
+        return result if self.output is None else result[self.output]
+
+
+@dataclass(frozen=True)
+class Bias:
+    """b of an affine form: a vector along dimension `dim` of the result, or (dim None) any tensor or number."""
+
+    value: Any
+    dim: int | None = None
+
+    def mass(self, g: Tensor, shape: Shape) -> Mass:
+        """beta = g * b at the node's own positions."""
+        if self.dim is None:
+            return Mass((Even(g * self.value),), shape)
+        dim = self.dim % len(shape)
+        return Mass((Product(g, self.value, dim, len(shape)),), shape)
+
+    def dense(self, like: Tensor) -> Tensor:
+        """b at every position of the result, of its shape and dtype."""
+        value = self.value
+        if self.dim is not None:
+            value = value.reshape((-1,) + (1,) * (like.ndim - 1 - self.dim % like.ndim))
+        return torch.zeros_like(like) + value
+
+
+@dataclass(frozen=True)
+class Affine:
+    """h = sum of terms[slot] h_slot + bias.
+
+    `disjoint`: every position of the result reads one term only (cat, where, maximum), and each term's `carry` takes
+    the mass of its own positions; otherwise all terms overlap (an addition) and share it.
+    """
+
+    terms: Mapping[Slot, Linear]
+    bias: Bias | None = None
+    disjoint: bool = False
+
+
+Form = Callable[[Call], "Affine | Linear | tuple[Linear, Bias | None]"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a rule set: the form of an operator, and what the roles pass must know of it."""
+
+    op: Op
+    form: Form | None
+    content: tuple[str, ...] = ()  # operands that may carry content; none: the result never does
+    product: bool = False  # the content operands multiply each other, so roles must choose
+    gate: bool = False  # the result is a gate or a statistic: in a product it is the coefficient
+    passes_gate: bool = False  # the result is a gate if its operands are (views, casts, additions)
+    source: bool = False  # turns integer ids into content (embedding)
+
+    def affine(self, call: Call) -> Affine:
+        """The affine form of a call; a rule with one content operand may return just W, or (W, b)."""
+        assert self.form is not None
+        form = self.form(call)
+        if isinstance(form, Affine):
+            return form
+        linear, bias = form if isinstance(form, tuple) else (form, None)
+        return Affine({call.content[0]: linear}, bias)
+
+
+@dataclass
+class RuleSet:
+    """A named table of rules."""
+
+    name: str
+    doc: str = ""
+    table: dict[Op, Rule] = field(default_factory=dict)
+
+    def register(self, *ops: Op, content: str | tuple[str, ...] = "self", **traits: Any) -> Callable[[Form], Form]:
+        """Decorator: the form of one or more operators. Raises ValueError where one already has a rule."""
+        names = (content,) if isinstance(content, str) else content
+
+        def decorate(form: Form) -> Form:
+            for op in ops:
+                self.add(Rule(op, form, names, **traits))
+            return form
+
+        return decorate
+
+    def add(self, rule: Rule) -> None:
+        if rule.op in self.table:
+            raise ValueError(f"the rule set '{self.name}' already has a rule for {rule.op}")
+        self.table[rule.op] = rule
+
+    def opaque(self, *ops: Op, **traits: Any) -> None:
+        """Operators whose result depends on the input but is never a linear function of it (comparisons, argmax)."""
+        for op in ops:
+            self.add(Rule(op, None, **traits))
+
+    def get(self, op: Op) -> Rule | None:
+        return self.table.get(op)
+
+    def __contains__(self, op: Op) -> bool:
+        return op in self.table
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.table.values())
+
+
+omenn = RuleSet("omenn", "exact dynamic-linear forms of the OMENN method (Wróbel et al., arXiv 2412.02399)")
+rule = omenn.register
+_SETS = {omenn.name: omenn}
+
+
+def rule_set(name: str | RuleSet) -> RuleSet:
+    """The rule set of a name. Raises ValueError naming those that exist."""
+    if isinstance(name, RuleSet):
+        return name
+    if name not in _SETS:
+        raise ValueError(f"there is no rule set '{name}'; known: {', '.join(sorted(_SETS))}")
+    return _SETS[name]

@@ -1,0 +1,267 @@
+"""Roles: which values are content, and which coefficients of the affine map are held fixed at this input.
+
+One pass forwards finds the values an explained input reaches through operands that carry content; one pass backwards
+from the explained output decides, product by product, which operand is the content. Every such decision is recorded.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+import networkx as nx
+import torch
+from torch import fx
+
+from omenn_fx.capture import Captured, place_of
+from omenn_fx.errors import NoContentError, UnsupportedOpError
+from omenn_fx.registry import Rule, RuleSet, Slot
+
+
+class Role(str, Enum):
+    """What a value is to the explanation."""
+
+    CONSTANT = "constant"  # no explained input reaches it
+    CONTENT = "content"  # the affine map acts on it
+    COEFFICIENT = "coefficient"  # an explained input reaches it, held fixed at its value
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A product of two content values, and what the policy made of it."""
+
+    node: str
+    policy: Literal["split", "gate", "override"]
+    reason: str
+
+
+@dataclass
+class Tagged:
+    """A captured graph with its roles: everything the affine twin needs to know."""
+
+    captured: Captured
+    rules: RuleSet
+    sources: dict[str, fx.Node]  # explained input -> the node whose value is explained
+    output: fx.Node
+    role: dict[fx.Node, Role]
+    slots: dict[fx.Node, tuple[Slot, ...]]  # content node -> its content operands
+    decisions: list[Decision] = field(default_factory=list)
+    opaque: list[tuple[str, str]] = field(default_factory=list)  # (reader, live operand added as a bias)
+
+    @property
+    def content(self) -> list[fx.Node]:
+        """Content nodes in topological order, sources included."""
+        return [n for n in self.captured.graph.nodes if self.role.get(n) is Role.CONTENT]
+
+
+def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
+    """The operator behind a value: for one result of several, the operator and the result's position."""
+    if node.target is operator.getitem and isinstance(value_of(node.args[0]), (tuple, list)):
+        return node.args[0], node.args[1]
+    return node, None
+
+
+def value_of(node: Any) -> Any:
+    """The fake value (shape and dtype, no data) that capture recorded."""
+    return node.meta.get("val") if isinstance(node, fx.Node) else node
+
+
+def bind(node: fx.Node) -> dict[str, Any]:
+    """The operands of a call by their schema names, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {f"arg{i}": a for i, a in enumerate(node.args)}
+    bound = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        default = argument.default_value if argument.has_default_value() else None
+        bound[argument.name] = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default)
+    return bound
+
+
+def slots_of(node: fx.Node, rule: Rule) -> list[tuple[Slot, fx.Node]]:
+    """The operands of a node that its rule lets carry content."""
+    found = []
+    operands = bind(node)
+    for name in rule.content:
+        operand = operands.get(name)
+        if isinstance(operand, fx.Node):
+            found.append((Slot(name), operand))
+        elif isinstance(operand, (list, tuple)):
+            found += [(Slot(name, i), o) for i, o in enumerate(operand) if isinstance(o, fx.Node)]
+    return found
+
+
+def tag(
+    captured: Captured,
+    rules: RuleSet,
+    sources: Mapping[str, fx.Node],
+    output: fx.Node,
+    overrides: Mapping[str, str] | None = None,
+) -> Tagged:
+    """Give every node its role.
+
+    `overrides` maps node names, module paths or patterns (fnmatch) to "content" or "coefficient".
+    Raises UnsupportedOpError with all operators that lack a rule, NoContentError where no content path exists.
+    """
+    return _Tagger(captured, rules, sources, output, overrides or {}).run()
+
+
+class _Tagger:
+    def __init__(
+        self,
+        captured: Captured,
+        rules: RuleSet,
+        sources: Mapping[str, fx.Node],
+        output: fx.Node,
+        overrides: Mapping[str, str],
+    ):
+        self.captured, self.rules, self.sources, self.output = captured, rules, dict(sources), output
+        self.order = {n: i for i, n in enumerate(captured.graph.nodes)}
+        self.forced = self._match(overrides)
+        self.live = self._reached()
+        self.carrying = self._carrying()
+        self.decisions: list[Decision] = []
+        self.opaque: list[tuple[str, str]] = []
+        self._gates: dict[fx.Node, bool] = {}
+
+    def run(self) -> Tagged:
+        if self.output not in self.carrying:
+            raise NoContentError(self._why_no_content())
+        slots = self._decide()
+        missing = [n for n in slots if n not in self.sources.values() and self.rules.get(producer(n)[0].target) is None]
+        if missing:
+            raise UnsupportedOpError([place_of(producer(n)[0]) for n in missing], self.rules.name)
+        role = {
+            n: Role.CONTENT if n in slots else Role.COEFFICIENT if n in self.live else Role.CONSTANT for n in self.order
+        }
+        return Tagged(
+            self.captured, self.rules, self.sources, self.output, role, slots, self.decisions[::-1], self.opaque[::-1]
+        )
+
+    def _match(self, overrides: Mapping[str, str]) -> dict[fx.Node, str]:
+        forced: dict[fx.Node, str] = {}
+        for pattern, role in overrides.items():
+            if role not in ("content", "coefficient"):
+                raise ValueError(f"roles['{pattern}'] = '{role}': a role is 'content' or 'coefficient'")
+            hits = [
+                n
+                for n in self.captured.graph.nodes
+                if fnmatch.fnmatch(n.name, pattern) or fnmatch.fnmatch(place_of(n).module, pattern)
+            ]
+            if not hits:
+                raise ValueError(f"roles: no node or module path matches '{pattern}' (explainer.nodes lists them)")
+            forced.update((n, role) for n in hits)
+        return forced
+
+    def _reached(self) -> set[fx.Node]:
+        """Values that an explained input reaches in any way."""
+        edges = nx.DiGraph()
+        edges.add_nodes_from(self.sources.values())
+        for node in self.captured.graph.nodes:
+            if _is_value(node):
+                edges.add_edges_from((operand, node) for operand in node.all_input_nodes)
+        live: set[fx.Node] = set()
+        for source in self.sources.values():
+            live |= {source} | nx.descendants(edges, source)
+        return live
+
+    def _carrying(self) -> set[fx.Node]:
+        """Values that content could reach: a floating-point result of a rule with such an operand (or of no rule)."""
+        carrying: set[fx.Node] = set(self.sources.values())
+        for node in self.captured.graph.nodes:
+            if node in carrying or node not in self.live or self.forced.get(node) == "coefficient":
+                continue
+            if not _is_floating(node):
+                continue
+            call, _ = producer(node)
+            rule = self.rules.get(call.target)
+            operands = call.all_input_nodes if rule is None else [o for _, o in slots_of(call, rule)]
+            if any(o in carrying or (rule is None and self._holds_carrying(o, carrying)) for o in operands):
+                carrying.add(node)
+        return carrying
+
+    @staticmethod
+    def _holds_carrying(node: fx.Node, carrying: set[fx.Node]) -> bool:
+        """A tuple whose operator has no rule, read by operators that have none either."""
+        return isinstance(value_of(node), (tuple, list)) and any(o in carrying for o in node.all_input_nodes)
+
+    def _decide(self) -> dict[fx.Node, tuple[Slot, ...]]:
+        """Walk back from the output and choose each node's content operands."""
+        chosen: dict[fx.Node, tuple[Slot, ...]] = {}
+        wanted = {self.output}
+        for node in reversed(self.captured.graph.nodes):
+            if node not in wanted:
+                continue
+            if node in self.sources.values():
+                chosen[node] = ()
+                continue
+            call, _ = producer(node)
+            rule = self.rules.get(call.target)
+            if rule is None:
+                wanted |= {o for o in call.all_input_nodes if o in self.carrying}
+                chosen[node] = ()
+                continue
+            candidates = slots_of(call, rule)
+            carrying = [(s, o) for s, o in candidates if o in self.carrying]
+            if rule.product:
+                carrying = self._choose(node, carrying)
+            else:
+                self.opaque += [
+                    (node.name, o.name) for _, o in candidates if o in self.live and o not in self.carrying
+                ]
+            chosen[node] = tuple(s for s, _ in carrying)
+            wanted |= {o for _, o in carrying}
+        return chosen
+
+    def _choose(self, node: fx.Node, operands: list[tuple[Slot, fx.Node]]) -> list[tuple[Slot, fx.Node]]:
+        """The content operands of a product: a gate or statistic is the coefficient, otherwise both, half each."""
+        if len(operands) < 2 or len({o for _, o in operands}) == 1:
+            return operands
+        forced = [(s, o) for s, o in operands if self.forced.get(o) == "content"]
+        if forced and len(forced) < len(operands):
+            self.decisions.append(Decision(node.name, "override", f"content by roles: {forced[0][1].name}"))
+            return forced
+        free = [(s, o) for s, o in operands if not self.is_gate(o)]
+        if len(free) == 1:
+            gate = next(o for _, o in operands if o is not free[0][1])
+            self.decisions.append(Decision(node.name, "gate", f"{gate.name} is a gate or a statistic, held fixed"))
+            return free
+        names = " and ".join(o.name for _, o in operands)
+        self.decisions.append(Decision(node.name, "split", f"{names} both carry content: half to each"))
+        return operands
+
+    def is_gate(self, node: fx.Node) -> bool:
+        """Whether a value comes out of a softmax, a sigmoid-like gate or a norm statistic, through views and shifts."""
+        if node not in self._gates:
+            call, _ = producer(node)
+            rule = self.rules.get(call.target)
+            if rule is None or node in self.sources.values():
+                self._gates[node] = False
+            elif rule.gate:
+                self._gates[node] = True
+            else:
+                live = [o for o in call.all_input_nodes if o in self.live]
+                self._gates[node] = rule.passes_gate and bool(live) and all(self.is_gate(o) for o in live)
+        return self._gates[node]
+
+    def _why_no_content(self) -> str:
+        inputs = ", ".join(self.sources) or "no input"
+        if self.output not in self.live:
+            return f"the explained output '{self.output.name}' does not depend on {inputs} at all"
+        stops = [n for n in self.order if n in self.live and n not in self.carrying and _is_value(n)]
+        first = f"; content ends at {place_of(stops[0])}" if stops else ""
+        return f"no floating-point path of content leads from {inputs} to the output '{self.output.name}'{first}"
+
+
+def _is_value(node: fx.Node) -> bool:
+    """Tensors, and tuples of tensors: a size read from a tensor is no value of it."""
+    value = value_of(node)
+    return isinstance(value, (torch.Tensor, tuple, list))
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = value_of(node)
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point

@@ -1,0 +1,123 @@
+"""The affine twin: every content node in its form h = sum of W_u h_u + b, at one set of values.
+
+The same code serves both uses. On tensors it computes (`AffineMap`, the tests, `validate`); on the values of a graph
+being traced it builds the explainer graph. There is no second implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from omenn_fx.carry import Policy
+from omenn_fx.mass import Mass
+from omenn_fx.registry import Affine, Call
+from omenn_fx.roles import Tagged, bind, producer, slots_of
+
+Scope = Callable[[fx.Node, str], AbstractContextManager[Any]]
+
+
+@dataclass
+class Pulled:
+    """What a walk back from the output leaves: adjoints, bias shares, and the mass carried to the sources."""
+
+    adjoint: dict[fx.Node, Any]  # at the sources
+    shares: dict[fx.Node, Mass]  # beta_v = g_v * b_v at v's own positions
+    carried: dict[fx.Node, Mass]  # at the sources
+
+
+class Twin:
+    """Affine forms of a tagged graph at given values, with the two walks over them."""
+
+    def __init__(self, tagged: Tagged, values: Mapping[fx.Node, Any], scope: Scope | None = None):
+        self.tagged, self.values = tagged, values
+        self.scope: Scope = scope or (lambda node, phase: nullcontext())
+        self._forms: dict[fx.Node, tuple[Call, Affine]] = {}
+
+    def operands(self, node: fx.Node) -> dict[Any, fx.Node]:
+        """Slot -> operand node, for the content operands of a node."""
+        call, _ = producer(node)
+        rule = self.tagged.rules.get(call.target)
+        assert rule is not None
+        slots = dict(slots_of(call, rule))
+        return {slot: slots[slot] for slot in self.tagged.slots[node]}
+
+    def form(self, node: fx.Node) -> tuple[Call, Affine]:
+        """The call at a node and its affine form."""
+        if node not in self._forms:
+            origin, output = producer(node)
+            rule = self.tagged.rules.get(origin.target)
+            assert rule is not None
+            operands = fx.map_arg(bind(origin), lambda n: self.values[n])
+            call = Call(origin.target, operands, self.values[node], self.tagged.slots[node], output)
+            self._forms[node] = call, rule.affine(call)
+        return self._forms[node]
+
+    def push(self, tangents: Mapping[fx.Node, Any], bias: bool = False) -> dict[fx.Node, Any]:
+        """Walk forwards: W applied to tangents (and b added). A node with a tangent keeps it, whatever reaches it."""
+        reached: dict[fx.Node, Any] = dict(tangents)
+        for node in self.tagged.content:
+            if node in reached or node in self.tagged.sources.values():
+                continue
+            call, form = self.form(node)
+            total: Any = None
+            for slot, operand in self.operands(node).items():
+                if operand in reached:
+                    term = form.terms[slot].apply(reached[operand])
+                    total = term if total is None else total + term
+            if bias and form.bias is not None:
+                b = form.bias.dense(call.out)
+                total = b if total is None else total + b
+            if total is not None:
+                reached[node] = total
+        return reached
+
+    def pull(
+        self,
+        cotangents: Mapping[fx.Node, Any],
+        policy: Policy | None = None,
+        shares: bool = True,
+        stop: frozenset[fx.Node] = frozenset(),
+    ) -> Pulled:
+        """Walk back: adjoints W^T g, bias shares, and with a policy the bias mass on its way to the sources."""
+        g: dict[fx.Node, Any] = dict(cotangents)
+        mass: dict[fx.Node, Mass] = {}
+        pulled = Pulled({}, {}, {})
+        for node in reversed(self.tagged.content):
+            if node not in g:
+                continue
+            if node in self.tagged.sources.values() or node in stop:
+                pulled.adjoint[node] = g.pop(node)
+                if node in mass:
+                    pulled.carried[node] = mass.pop(node)
+                continue
+            adjoint = g.pop(node)
+            call, form = self._scoped_form(node)
+            operands = self.operands(node)
+            with self.scope(node, "adjoint"):
+                for slot, operand in operands.items():
+                    term = form.terms[slot].transpose(adjoint)
+                    g[operand] = term if operand not in g else g[operand] + term
+            if form.bias is not None and shares:
+                with self.scope(node, "bias"):
+                    pulled.shares[node] = form.bias.mass(adjoint, call.out.shape)
+                mass[node] = mass[node] + pulled.shares[node] if node in mass else pulled.shares[node]
+            if policy is not None and node in mass:
+                with self.scope(node, "carry"):
+                    for slot, piece in policy(call, form, mass.pop(node)).items():
+                        target = operands[slot]
+                        mass[target] = mass[target] + piece if target in mass else piece
+        return pulled
+
+    def _scoped_form(self, node: fx.Node) -> tuple[Call, Affine]:
+        with self.scope(node, "form"):
+            return self.form(node)
+
+
+def dense_or_zero(mass: Mass | None, like: Any) -> Any:
+    """A carried mass as a tensor of the source's shape."""
+    return like * 0 if mass is None else mass.dense()

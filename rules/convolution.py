@@ -1,0 +1,160 @@
+"""Convolutions and transposed convolutions of 1, 2 and 3 dimensions: each is the other's transpose."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from omenn_fx.linear import Chain, Linear
+from omenn_fx.mass import Even, Mass, Shape
+from omenn_fx.registry import Bias, Call, rule
+from omenn_fx.rules.structural import Pad
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class Convolution(Linear):
+    """W u = conv(u, weight). `forward=False` is the transposed convolution, with the same weight layout and geometry.
+
+    Mass at an output position is shared evenly by the valid input positions of its window and by all input channels:
+    a convolution mixes channels, so after the next one no channel could be told from another anyway.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        small: Shape,
+        large: Shape,
+        forward: bool = True,
+    ):
+        """`large` is the shape on the convolution's input side, `small` on its output side."""
+        self.weight, self.stride, self.padding, self.dilation = weight, stride, padding, dilation
+        self.groups, self.small, self.large, self.is_forward = groups, small, large, forward
+        self.kernel = [int(k) for k in weight.shape[2:]]
+        self.n = len(self.kernel)
+
+    def _down(self, u: Tensor, weight: Tensor, groups: int) -> Tensor:
+        return _CONV[self.n](u, weight, None, self.stride, self.padding, self.dilation, groups)
+
+    def _up(self, g: Tensor, weight: Tensor, groups: int) -> Tensor:
+        rest = [
+            size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
+            for size, out, s, p, d, k in zip(
+                self.large[2:], self.small[2:], self.stride, self.padding, self.dilation, self.kernel, strict=True
+            )
+        ]
+        if all(r < max(s, d) for r, s, d in zip(rest, self.stride, self.dilation, strict=True)):
+            return _TRANSPOSED[self.n](g, weight, None, self.stride, self.padding, rest, groups, self.dilation)
+        g = _TRANSPOSED[self.n](g, weight, None, self.stride, self.padding, 0, groups, self.dilation)
+        return F.pad(g, [v for r in reversed(rest) for v in (0, r)])  # positions that no window reads
+
+    def apply(self, u: Tensor) -> Tensor:
+        return (self._down if self.is_forward else self._up)(u, self.weight, self.groups)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return (self._up if self.is_forward else self._down)(g, self.weight, self.groups)
+
+    def carry(self, mass: Mass) -> Mass:
+        total = mass.collapsed(1)
+        source, result = (self.large, self.small) if self.is_forward else (self.small, self.large)
+        value = Even(total.value, total.even - {1}).dense([result[0], 1, *result[2:]])
+        move, count = (self._up, self._down) if self.is_forward else (self._down, self._up)
+        ones = torch.ones([1, 1, *self.kernel], dtype=self.weight.dtype, device=self.weight.device)
+        if math.prod(self.kernel) > 1 or any(p or s > 1 for p, s in zip(self.padding, self.stride, strict=True)):
+            places = torch.ones([1, 1, *source[2:]], dtype=self.weight.dtype, device=self.weight.device)
+            read = count(places, ones, 1).round()  # how many input positions each output position reads
+            lost = (read == 0).to(read.dtype)
+            moved = move(value / (read + lost), ones, 1)
+            if self._may_read_nothing():
+                rest = (value * lost).sum(tuple(range(2, self.n + 2)), keepdim=True)
+                moved = moved + rest / math.prod(source[2:])
+        else:
+            moved = value
+        return Mass((Even(moved, frozenset({1})),), source)
+
+    def _may_read_nothing(self) -> bool:
+        """Windows wholly inside the padding, or gaps of a transposed convolution."""
+        if not self.is_forward:
+            return True
+        return any(p >= d * (k - 1) + 1 for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
+
+    def magnitude(self) -> Linear:
+        return Convolution(
+            torch.abs(self.weight),
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.small,
+            self.large,
+            self.is_forward,
+        )
+
+
+def _wide(value: Any, n: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * n if len(values) == 1 else values
+
+
+def _bias(call: Call) -> Bias | None:
+    return None if call["bias"] is None else Bias(call["bias"], dim=1)
+
+
+@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, content="input")
+def _conv(call: Call) -> tuple[Linear, Bias | None]:
+    n = len(call["weight"].shape) - 2
+    geometry = [_wide(call[name], n) for name in ("stride", "padding", "dilation")]
+    return _batched(call, *geometry, groups=call["groups"]), _bias(call)
+
+
+@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, content="input")
+def _conv_padding(call: Call) -> tuple[Linear, Bias | None]:
+    """padding="same" puts the odd position on the right, which needs a padding of its own."""
+    kernel = [int(k) for k in call["weight"].shape[2:]]
+    n = len(kernel)
+    stride, dilation = _wide(call["stride"], n), _wide(call["dilation"], n)
+    total = [d * (k - 1) if call["padding"] == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    if all(t % 2 == 0 for t in total):
+        return _batched(call, stride, [t // 2 for t in total], dilation, groups=call["groups"]), _bias(call)
+    sides = [v for t in reversed(total) for v in (t // 2, t - t // 2)]
+    shape = list(call.shape())
+    padded = [*shape[:-n], *(s + t for s, t in zip(shape[-n:], total, strict=True))]
+    inner = Convolution(call["weight"], stride, [0] * n, dilation, call["groups"], call.out.shape, padded)
+    return Chain(inner, Pad(sides, "constant", shape, call.x.device)), _bias(call)
+
+
+@rule(
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+    content="input",
+)
+def _conv_transpose(call: Call) -> tuple[Linear, Bias | None]:
+    n = len(call["weight"].shape) - 2
+    geometry = [_wide(call[name], n) for name in ("stride", "padding", "dilation")]
+    return _batched(call, *geometry, groups=call["groups"], forward=False), _bias(call)
+
+
+@rule(aten.convolution.default, content="input")
+def _convolution(call: Call) -> tuple[Linear, Bias | None]:
+    geometry = [list(call[name]) for name in ("stride", "padding", "dilation")]
+    return _batched(call, *geometry, groups=call["groups"], forward=not call["transposed"]), _bias(call)
+
+
+def _batched(
+    call: Call, stride: list[int], padding: list[int], dilation: list[int], groups: int, forward: bool = True
+) -> Convolution:
+    small, large = (call.out.shape, call.shape()) if forward else (call.shape(), call.out.shape)
+    return Convolution(call["weight"], stride, padding, dilation, groups, small, large, forward)
+
+

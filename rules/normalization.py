@@ -1,0 +1,89 @@
+"""Norms: h = diag(gamma / sigma(x)) (I - mean) x + beta. The mean stays linear, sigma is frozen at this input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from omenn_fx.linear import Centre, Chain, Diagonal, Linear, Moves
+from omenn_fx.mass import Shape
+from omenn_fx.registry import Bias, Call, rule
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+
+
+def _channelwise(vector: Tensor, ndim: int) -> Tensor:
+    """[C] -> [C, 1, ...], to broadcast along dimension 1."""
+    return vector.reshape((-1,) + (1,) * (ndim - 2))
+
+
+def _batch_norm(call: Call) -> tuple[Linear, Bias | None]:
+    """In eval mode a fixed affine map of each channel."""
+    shape = call.shape()
+    scale = torch.rsqrt(call["running_var"] + call["eps"])
+    if call["weight"] is not None:
+        scale = scale * call["weight"]
+    shift = -call["running_mean"] * scale
+    if call["bias"] is not None:
+        shift = shift + call["bias"]
+    return Diagonal(_channelwise(scale, len(shape)), shape, call.out.shape), Bias(shift, dim=1)
+
+
+rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, content="input")(_batch_norm)
+
+
+def _affine(call: Call, inner: Linear, weight: Any, bias: Bias | None) -> tuple[Linear, Bias | None]:
+    if weight is None:
+        return inner, bias
+    return Chain(Diagonal(weight, call.out.shape, call.out.shape), inner), bias
+
+
+def _standardise(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, centre: bool = True) -> Linear:
+    """(I - mean) / sigma over `dims`, sigma frozen."""
+    if centre:
+        scale = torch.rsqrt(torch.var(x, dims, correction=0, keepdim=True) + eps)
+        return Chain(Diagonal(scale, shape, shape), Centre(dims, shape))
+    return Diagonal(torch.rsqrt((x * x).mean(dims, keepdim=True) + eps), shape, shape)
+
+
+@rule(aten.layer_norm.default, aten.native_layer_norm.default, content="input")
+def _layer_norm(call: Call) -> tuple[Linear, Bias | None]:
+    n = len(call["normalized_shape"])
+    inner = _standardise(call.x, tuple(range(-n, 0)), call.shape(), call["eps"])
+    bias = None if call["bias"] is None else Bias(call["bias"], -1 if n == 1 else None)
+    return _affine(call, inner, call["weight"], bias)
+
+
+@rule(aten.rms_norm.default, aten._fused_rms_norm.default, content="input")
+def _rms_norm(call: Call) -> tuple[Linear, Bias | None]:
+    n = len(call["normalized_shape"])
+    eps = call["eps"] if call["eps"] is not None else torch.finfo(call.x.dtype).eps
+    inner = _standardise(call.x, tuple(range(-n, 0)), call.shape(), eps, centre=False)
+    return _affine(call, inner, call["weight"], None)
+
+
+@rule(aten.group_norm.default, content="input")
+def _group_norm(call: Call) -> tuple[Linear, Bias | None]:
+    """A layer norm over the channels of a group and all positions, on a view that gives groups a dimension."""
+    return _grouped(call, call["num_groups"], call["weight"], call["bias"], call["eps"])
+
+
+@rule(aten.instance_norm.default, content="input")
+def _instance_norm(call: Call) -> tuple[Linear, Bias | None]:
+    """Statistics of each channel of each sample, or the running ones."""
+    if not call["use_input_stats"]:
+        return _batch_norm(call)
+    return _grouped(call, call.shape()[1], call["weight"], call["bias"], call["eps"])
+
+
+def _grouped(call: Call, groups: int, weight: Any, bias: Any, eps: float) -> tuple[Linear, Bias | None]:
+    shape = call.shape()
+    wide = (shape[0], groups, shape[1] // groups, *shape[2:])
+    grouped = call.x.reshape(wide)
+    norm = _standardise(grouped, tuple(range(2, len(wide))), wide, eps)
+    split = Moves(lambda u: u.reshape(wide), lambda g: g.reshape(tuple(shape)), shape)
+    join = Moves(lambda u: u.reshape(tuple(shape)), lambda g: g.reshape(wide), wide)
+    scale = None if weight is None else _channelwise(weight, len(shape))
+    return _affine(call, Chain(join, norm, split), scale, None if bias is None else Bias(bias, dim=1))

@@ -1,0 +1,300 @@
+"""Pools and interpolation. Every averaging pool and every interpolation is separable: one small matrix per dimension.
+Max pools select the winners of their windows; ties share equally."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from omenn_fx.linear import Linear, Reduction
+from omenn_fx.mass import Even, Mass, Shape
+from omenn_fx.registry import Call, rule
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+
+
+class Separable(Linear):
+    """W = P_1 x ... x P_n over the last n dimensions, P_d of shape [out_d, in_d]. Mass is shared in proportion to |P|."""
+
+    def __init__(self, matrices: list[Tensor], operand: Shape):
+        self.matrices, self.operand = matrices, operand
+        self.first = len(operand) - len(matrices)
+
+    def _through(self, value: Tensor, matrices: list[Tensor]) -> Tensor:
+        """Multiply dimension first + d by matrices[d]."""
+        for d, matrix in enumerate(matrices):
+            axis = d - len(matrices)
+            if axis == -1:
+                value = torch.matmul(value, matrix.t())
+            elif axis == -2:
+                value = torch.matmul(matrix, value)
+            else:
+                value = torch.matmul(value.transpose(axis, -1), matrix.t()).transpose(axis, -1)
+        return value
+
+    def apply(self, u: Tensor) -> Tensor:
+        return self._through(u, self.matrices)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return self._through(g, [m.t() for m in self.matrices])
+
+    def carry(self, mass: Mass) -> Mass:
+        shares = [_shares(m).t() for m in self.matrices]
+        parts = mass.parts
+        if len(parts) == 1 and isinstance(parts[0], Even) and all(d < self.first for d in parts[0].even):
+            return Mass((Even(self._through(parts[0].value, shares), parts[0].even),), self.operand)
+        return Mass((Even(self._through(mass.dense(), shares)),), self.operand)
+
+    def magnitude(self) -> Linear:
+        return Separable([m.abs() for m in self.matrices], self.operand)
+
+
+def _shares(matrix: Tensor) -> Tensor:
+    """Rows of |P| that sum to 1; a row of zeros (a window of padding) reads all positions alike."""
+    size = matrix.abs()
+    size = torch.where(size.sum(1, keepdim=True) == 0, torch.ones_like(size), size)
+    return size / size.sum(1, keepdim=True)
+
+
+def _wide(value: Any, n: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * n if len(values) == 1 else values
+
+
+# Averages --------------------------------------------------------------------------------------------------------------
+
+
+def average_matrix(size: int, out: int, kernel: int, stride: int, padding: int, count_padding: bool) -> Tensor:
+    """Rows of an average pool over one dimension, float64 [out, size]."""
+    matrix = torch.zeros(out, size, dtype=torch.float64)
+    for i in range(out):
+        start = i * stride - padding
+        end = min(start + kernel, size + padding)
+        whole = end - start
+        start, end = max(start, 0), min(end, size)
+        if end > start:
+            matrix[i, start:end] = 1 / (whole if count_padding else end - start)
+    return matrix
+
+
+def adaptive_matrix(size: int, out: int) -> Tensor:
+    """Rows of an adaptive average pool over one dimension, float64 [out, size]."""
+    matrix = torch.zeros(out, size, dtype=torch.float64)
+    for i in range(out):
+        start, end = i * size // out, -(-(i + 1) * size // out)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
+
+
+def _like(matrices: list[Tensor], x: Any) -> list[Tensor]:
+    return [m.to(dtype=x.dtype, device=x.device) for m in matrices]
+
+
+@rule(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+def _avg_pool(call: Call) -> Linear:
+    shape = call.shape()
+    n = len(_wide(call["kernel_size"], 1)) if not isinstance(call["kernel_size"], int) else len(shape) - 2
+    n = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}.get(call.op, n)
+    kernel = _wide(call["kernel_size"], n)
+    stride = _wide(call["stride"], n) if call["stride"] else kernel
+    padding = _wide(call["padding"], n)
+    matrices = [
+        average_matrix(int(size), int(out), k, s, p, call["count_include_pad"])
+        for size, out, k, s, p in zip(shape[-n:], call.out.shape[-n:], kernel, stride, padding, strict=True)
+    ]
+    if call.operands.get("divisor_override"):
+        matrices[0] = matrices[0] * (math.prod(kernel) / call["divisor_override"])
+    return Separable(_like(matrices, call.x), shape)
+
+
+@rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
+def _adaptive_avg_pool(call: Call) -> Linear:
+    shape, n = call.shape(), len(call["output_size"])
+    sizes, outs = shape[-n:], call.out.shape[-n:]
+    if all(isinstance(o, int) and o == 1 for o in outs):
+        dims = range(len(shape) - n, len(shape))
+        return Reduction(list(dims), True, shape, 1 / math.prod(sizes))
+    return Separable(_like([adaptive_matrix(int(s), int(o)) for s, o in zip(sizes, outs, strict=True)], call.x), shape)
+
+
+# Interpolation ---------------------------------------------------------------------------------------------------------
+
+
+def _interpolation(*ops: Any, mode: str, n: int) -> None:
+    """The matrix of one dimension is the interpolation of the unit vectors along it."""
+
+    def matrix(size: int, out: int, align: bool | None, scale: float | None) -> Tensor:
+        unit = torch.eye(size, dtype=torch.float64)
+        if mode == "cubic":
+            image = unit.reshape(size, 1, size, 1)
+            rows = aten.upsample_bicubic2d.default(image, [out, 1], align, scale, None)
+            return rows.reshape(size, out).t()
+        if mode == "linear":
+            return aten.upsample_linear1d.default(unit[:, None], [out], align, scale)[:, 0].t()
+        kernel = aten.upsample_nearest1d if mode == "nearest" else aten._upsample_nearest_exact1d
+        return kernel.default(unit[:, None], [out], scale)[:, 0].t()
+
+    def form(call: Call) -> Linear:
+        shape, align = call.shape(), call.operands.get("align_corners")
+        factors = call.operands.get("scale_factors")
+        if factors is None:
+            names = {1: ["scales"], 2: ["scales_h", "scales_w"], 3: ["scales_d", "scales_h", "scales_w"]}[n]
+            factors = [call.operands.get(name) for name in names]
+        matrices = [
+            matrix(int(size), int(out), align, factor).contiguous()
+            for size, out, factor in zip(shape[-n:], call.out.shape[-n:], factors, strict=True)
+        ]
+        return Separable(_like(matrices, call.x), shape)
+
+    rule(*ops, content=("input",) if all("input" in _names(op) for op in ops) else ("self",))(form)
+
+
+def _names(op: Any) -> set[str]:
+    return {a.name for a in op._schema.arguments}
+
+
+for _n, _name in ((1, "linear1d"), (2, "bilinear2d"), (3, "trilinear3d")):
+    _interpolation(getattr(aten, f"upsample_{_name}").vec, mode="linear", n=_n)
+    _interpolation(getattr(aten, f"upsample_{_name}").default, mode="linear", n=_n)
+    _interpolation(getattr(aten, f"upsample_nearest{_n}d").vec, mode="nearest", n=_n)
+    _interpolation(getattr(aten, f"upsample_nearest{_n}d").default, mode="nearest", n=_n)
+    _interpolation(getattr(aten, f"_upsample_nearest_exact{_n}d").vec, mode="nearest-exact", n=_n)
+_interpolation(aten.upsample_bicubic2d.vec, mode="cubic", n=2)
+_interpolation(aten.upsample_bicubic2d.default, mode="cubic", n=2)
+
+
+# Max pools -------------------------------------------------------------------------------------------------------------
+
+
+class Windows:
+    """The geometry of sliding windows over the last n dimensions."""
+
+    def __init__(
+        self, size: list[int], out: list[int], kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+    ):
+        self.size, self.out, self.stride, self.padding, self.dilation = size, out, stride, padding, dilation
+        self.offsets = list(itertools.product(*(range(k) for k in kernel)))
+        # positions along each dimension that the windows span, rounded up to whole strides
+        self.steps = [
+            -(-max(n + 2 * p, (o - 1) * s + d * (k - 1) + 1) // s)
+            for n, o, k, s, p, d in zip(size, out, kernel, stride, padding, dilation, strict=True)
+        ]
+
+    def padded(self, x: Tensor, value: float) -> Tensor:
+        pads = [
+            v
+            for n, p, s, q in zip(self.size[::-1], self.padding[::-1], self.stride[::-1], self.steps[::-1], strict=True)
+            for v in (p, q * s - n - p)
+        ]
+        return F.pad(x, pads, value=value) if any(pads) else x
+
+    def view(self, padded: Tensor, offset: tuple[int, ...]) -> Tensor:
+        """The values at one offset of every window."""
+        cut = tuple(
+            slice(k * d, k * d + (o - 1) * s + 1, s)
+            for k, d, o, s in zip(offset, self.dilation, self.out, self.stride, strict=True)
+        )
+        return padded[(..., *cut)]
+
+    def overlap_add(self, pieces: dict[tuple[int, ...], Tensor], leading: Shape) -> Tensor:
+        """The transpose of all views together: pieces[offset] of the output's shape, summed at the input's positions.
+
+        Positions of the same phase (position modulo stride) are summed on a grid of windows, then interleaved.
+        """
+        n = len(self.size)
+        phases = []
+        for phase in itertools.product(*(range(s) for s in self.stride)):
+            terms = []
+            for offset, piece in pieces.items():
+                at = [k * d for k, d in zip(offset, self.dilation, strict=True)]
+                if all(a % s == r for a, s, r in zip(at, self.stride, phase, strict=True)):
+                    shift = [a // s for a, s in zip(at, self.stride, strict=True)]
+                    pads = [
+                        v for t, q, o in zip(shift[::-1], self.steps[::-1], self.out[::-1], strict=True) for v in (t, q - o - t)
+                    ]
+                    terms.append(F.pad(piece, pads) if any(pads) else piece)
+            phases.append(reduce(torch.add, terms) if terms else None)
+        some = next(p for p in phases if p is not None)
+        if len(phases) == 1:
+            whole = some
+        else:
+            stacked = torch.stack([torch.zeros_like(some) if p is None else p for p in phases], -1)
+            lead = len(leading)
+            stacked = stacked.reshape(*leading, *self.steps, *self.stride)
+            order = [*range(lead), *(i for d in range(n) for i in (lead + d, lead + n + d))]
+            whole = stacked.permute(order).reshape(*leading, *(q * s for q, s in zip(self.steps, self.stride, strict=True)))
+        cut = tuple(slice(p, p + size) for p, size in zip(self.padding, self.size, strict=True))
+        return whole[(..., *cut)]
+
+
+class MaxPool(Linear):
+    """Selection of the winners of each window, ties sharing equally. Mass is shared over the window's valid positions."""
+
+    def __init__(self, x: Tensor, out: Tensor, windows: Windows, operand: Shape):
+        self.windows, self.operand, self.dtype, self.device = windows, operand, x.dtype, x.device
+        padded = windows.padded(x, -math.inf)
+        self.wins = {o: (windows.view(padded, o) == out).to(x.dtype) for o in windows.offsets}
+        self.ties = reduce(torch.add, self.wins.values())
+
+    @property
+    def _leading(self) -> Shape:
+        return self.operand[: len(self.operand) - len(self.windows.size)]
+
+    def apply(self, u: Tensor) -> Tensor:
+        padded = self.windows.padded(u, 0.0)
+        total: Any = reduce(torch.add, (w * self.windows.view(padded, o) for o, w in self.wins.items()))
+        return total / self.ties
+
+    def transpose(self, g: Tensor) -> Tensor:
+        g = g / self.ties
+        return self.windows.overlap_add({o: w * g for o, w in self.wins.items()}, self._leading)
+
+    def carry(self, mass: Mass) -> Mass:
+        first = len(self.operand) - len(self.windows.size)
+        part = mass.parts[0]
+        even = part.even if len(mass.parts) == 1 and isinstance(part, Even) else frozenset()
+        if any(d >= first for d in even) or not even:
+            value, even = mass.dense(), frozenset()
+        else:
+            assert isinstance(part, Even)
+            value = part.value
+        ones = torch.ones([1] * first + self.windows.size, dtype=self.dtype, device=self.device)
+        inside = self.windows.padded(ones, 0.0)
+        valid = {o: self.windows.view(inside, o) for o in self.windows.offsets}
+        share = value / reduce(torch.add, valid.values())
+        leading = [1 if d in even else s for d, s in enumerate(self._leading)]
+        moved = self.windows.overlap_add({o: v * share for o, v in valid.items()}, leading)
+        return Mass((Even(moved, even),), self.operand)
+
+    def magnitude(self) -> Linear:
+        return self
+
+
+def _max_pool(n: int) -> Callable[[Call], Linear]:
+    def form(call: Call) -> Linear:
+        shape = call.shape()
+        kernel = _wide(call["kernel_size"], n)
+        stride = _wide(call["stride"], n) if call["stride"] else kernel
+        windows = Windows(
+            [int(s) for s in shape[-n:]],
+            [int(s) for s in call.out.shape[-n:]],
+            kernel,
+            stride,
+            _wide(call["padding"], n),
+            _wide(call["dilation"], n),
+        )
+        return MaxPool(call.x, call.out, windows, shape)
+
+    return form
+
+
+rule(aten.max_pool1d.default)(_max_pool(1))
+rule(aten.max_pool2d.default, aten.max_pool2d_with_indices.default)(_max_pool(2))
+rule(aten.max_pool3d.default, aten.max_pool3d_with_indices.default)(_max_pool(3))
