@@ -7,10 +7,12 @@ operator without a rule, pays for `run_decompositions`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -113,7 +116,44 @@ def capture(
     return _flatten(program)
 
 
+@contextmanager
+def tensors_only(model: nn.Module) -> Iterator[None]:
+    """The model's forward, for a while, without the parts of its return value that torch.export has no type for."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def pruned(*args: Any, **kwargs: Any) -> Any:
+        result = forward(*args, **kwargs)
+        if isinstance(result, dict):
+            return type(result)(**{k: v for k, v in result.items() if _known(v)})
+        if type(result) is tuple:
+            return tuple(v if _known(v) else None for v in result)
+        return result
+
+    object.__setattr__(model, "forward", pruned)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "forward")
+
+
+def _known(value: Any) -> bool:
+    leaves = pytree.tree_leaves(value)
+    return all(isinstance(leaf, (torch.Tensor, int, float, bool, str, type(None))) for leaf in leaves)
+
+
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> ExportedProgram:
+    """Export, dropping what the model returns beside tensors where torch.export has no type for it."""
+    try:
+        return _export_at(model, args, kwargs, dynamic)
+    except CaptureError as error:
+        if "not a known type" not in str(error):
+            raise
+    with tensors_only(model):  # key-value caches, for one
+        return _export_at(model, args, kwargs, dynamic)
+
+
+def _export_at(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> ExportedProgram:
     leaves, spec = pytree.tree_flatten((args, kwargs))
     size = batch_size(leaves)
     if dynamic and size is not None:
@@ -135,12 +175,16 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
             reason = "the model's code fixes it"
         except Exception as error:  # the static capture below reports what is really wrong
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        log.warning("captured at the fixed batch size %d (%s)", size, reason[:160])
+    else:
+        reason = ""
     try:
         with torch.no_grad():
-            return torch.export.export(model, args, kwargs, strict=False)
+            program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise CaptureError(_explain(error)) from error
+    if reason:
+        log.warning("captured at the fixed batch size %d: a dynamic batch failed (%s)", size, reason[:160])
+    return program
 
 
 def batch_size(leaves: Sequence[Any]) -> int | None:
@@ -231,6 +275,7 @@ def _flatten(program: ExportedProgram) -> Captured:
         new.meta = dict(node.meta)
         env[node] = new
     outputs: list[Any] = []
+    widened = False
     for node in program.graph.nodes:
         if node.op == "output":
             leaves = zip(program.graph_signature.output_specs, node.args[0], strict=True)
@@ -244,8 +289,9 @@ def _flatten(program: ExportedProgram) -> Captured:
             env[node] = graph.node_copy(node, env.__getitem__)
         elif node.op != "placeholder" and "_assert" not in str(node.target):
             env[node] = graph.node_copy(node, env.__getitem__)
-            if double:
-                _widen(env[node])
+            widened = double and (_widen(env[node]) or widened)
+            if widened:
+                _refresh(env[node])
     graph.output(tuple(outputs))
     module = fx.GraphModule(root, graph)
     symbol = _batch_symbol(program)
@@ -256,14 +302,26 @@ def _flatten(program: ExportedProgram) -> Captured:
     )
 
 
-def _widen(node: fx.Node) -> None:
+def _widen(node: fx.Node) -> bool:
     """In a float64 model a cast to float32 guards nothing and would lose half of the digits: keep float64."""
 
     def wide(value: Any) -> Any:
         return torch.float64 if value is torch.float32 else value
 
+    before = node.args, node.kwargs
     node.args = tuple(wide(a) for a in node.args)
     node.kwargs = {k: wide(v) for k, v in node.kwargs.items()}
+    return (node.args, node.kwargs) != before
+
+
+def _refresh(node: fx.Node) -> None:
+    """Recorded shapes and dtypes behind a widened cast."""
+    values = [n.meta.get("val") for n in node.all_input_nodes]
+    mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+    if mode is not None and callable(node.target):
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        with mode, torch.no_grad():
+            node.meta["val"] = node.target(*args, **kwargs)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -62,6 +62,10 @@ class _Tracer(GraphAppendingTracer):
     def proxy(self, node: fx.Node) -> Traced:
         return Traced(node, self)
 
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """The pieces of a value that is a tuple or list, as `chunk` and `unbind` return."""
+        return iter([obj[i] for i in range(len(_fake(obj.node)))])
+
 
 class Traced(fx.Proxy):
     """A value of the graph being built. Rules use it as a tensor; sizes are ints, or values where they are dynamic."""

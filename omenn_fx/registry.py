@@ -55,7 +55,7 @@ class Call:
         """The value of the first content operand: the only one of most operators."""
         return self.at(self.content[0])
 
-    def replay(self, **changed: Any) -> Any:
+    def replay(self, /, **changed: Any) -> Any:
         """Call the operator again with some operands exchanged: a linear operator is its own W."""
         positional, named = [], {}
         for argument in self.op._schema.arguments:
