@@ -1,8 +1,8 @@
 """omenn-fx: compile any PyTorch model into a twin that explains itself, exactly.
 
-    import omenn_fx
-    explainer = omenn_fx.transform(model)
-    explanation = explainer(x, target=207)   # explanation.C sums to the logit
+import omenn_fx
+explainer = omenn_fx.transform(model)
+explanation = explainer(x, target=207)   # explanation.C sums to the logit
 """
 
 from omenn_fx._version import __version__
@@ -20,8 +20,6 @@ from omenn_fx.errors import (
 )
 from omenn_fx.explainer import Explainer, NodeInfo, transform
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
-
-
 
 __all__ = [
     "AffineMap",

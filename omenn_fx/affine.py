@@ -97,12 +97,12 @@ class AffineMap:
             return self._twin.push(start, bias=True)[self._to]
 
     def to_dense(self, max_elements: int = 2**26) -> Tensor:
-        """The matrix W, [result numel, domain numel]. Raises SizeError above `max_elements` (64 M: 256 MB in float32)."""
+        """The matrix W, [result numel, domain numel]. SizeError above `max_elements` (64 M: 256 MB of float32)."""
         rows, columns = self.shape
         if rows * columns > max_elements:
             raise SizeError(
-                f"the dense matrix of {self!r} has {rows * columns:,} elements, more than max_elements={max_elements:,}; "
-                "use matvec/rmatvec, a smaller batch, or pass a larger max_elements"
+                f"the dense matrix of {self!r} has {rows * columns:,} elements, more than "
+                f"max_elements={max_elements:,}; use matvec/rmatvec, a smaller batch, or pass a larger max_elements"
             )
         like = self.value
         if rows <= columns:
@@ -135,7 +135,9 @@ class AffineMap:
         parts = u if isinstance(u, tuple) else (u,)
         want = [tuple(o.shape) for o in self.operands]
         if [tuple(p.shape) for p in parts] != want:
-            raise ValueError(f"matvec takes {want if len(want) > 1 else want[0]}, not {[tuple(p.shape) for p in parts]}")
+            raise ValueError(
+                f"matvec takes {want if len(want) > 1 else want[0]}, not {[tuple(p.shape) for p in parts]}"
+            )
         return parts
 
     def _unflat(self, vector: Tensor) -> Vector:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from omenn_fx.capture import place_of
+from omenn_fx.capture import is_symbolic, place_of
 from omenn_fx.errors import OmennError
 from omenn_fx.mass import Mass, Product
 from omenn_fx.roles import Tagged, producer, slots_of, value_of
@@ -57,7 +57,7 @@ def layouts(tagged: Tagged) -> dict[fx.Node, Layout]:
     found: dict[fx.Node, Layout] = {}
     for node in tagged.content:
         shape = _hints(value_of(node).shape)
-        symbolic = [isinstance(s, torch.SymInt) for s in value_of(node).shape]
+        symbolic = [is_symbolic(s) for s in value_of(node).shape]
         if node in tagged.sources.values():
             found[node] = Layout(0)
             continue
@@ -125,7 +125,8 @@ def _reshaped(at: Layout, before: list[int], shape: list[int], size: int) -> Lay
 
 
 def _permuted(call: fx.Node, dim: int, ndim: int) -> int:
+    args: Any = call.args
     if call.target is aten.permute.default:
-        return [d % ndim for d in call.args[1]].index(dim)
-    first, second = (0, 1) if call.target is aten.t.default else (call.args[1] % ndim, call.args[2] % ndim)
+        return [d % ndim for d in args[1]].index(dim)
+    first, second = (0, 1) if call.target is aten.t.default else (args[1] % ndim, args[2] % ndim)
     return {first: second, second: first}.get(dim, dim) if ndim > 1 else dim

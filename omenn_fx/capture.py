@@ -8,11 +8,13 @@ operator without a rule, pays for `run_decompositions`.
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,37 +156,67 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
 
 
 def _export_at(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> ExportedProgram:
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    size = batch_size(leaves)
-    if dynamic and size is not None:
-        # torch.export takes a size of 1 for a constant: capture such a batch at 2.
-        wide = [
-            torch.cat([t, t]) if size == 1 and _in_batch(t, size) else t.clone() if _in_batch(t, size) else t
-            for t in leaves
-        ]
-        shapes = ShapesCollection()
-        for t in wide:
-            if _in_batch(t, max(size, 2)):
-                shapes[t] = {0: Dim.AUTO}
-        wide_args, wide_kwargs = pytree.tree_unflatten(wide, spec)
-        try:
-            with torch.no_grad():
-                program = torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
-            if _batch_symbol(program) is not None:
-                return program
-            reason = "the model's code fixes it"
-        except Exception as error:  # the static capture below reports what is really wrong
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    else:
-        reason = ""
+    reason = ""
+    if dynamic:
+        program, reason = _export_dynamic(model, args, kwargs)
+        if program is not None:
+            return program
     try:
-        with torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise CaptureError(_explain(error)) from error
     if reason:
-        log.warning("captured at the fixed batch size %d: a dynamic batch failed (%s)", size, reason[:160])
+        log.warning("captured at a fixed batch size: %s", reason[:200])
     return program
+
+
+def _export_dynamic(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[ExportedProgram | None, str]:
+    """A program with a symbolic batch, or None and the reason."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    size = batch_size(leaves)
+    if size is None:
+        return None, "no input has a batch dimension"
+    # torch.export takes a size of 1 for a constant: capture such a batch at 2.
+    wide = [_widened_batch(t, size) for t in leaves]
+    shapes: Any = ShapesCollection()
+    for t in wide:
+        if _in_batch(t, max(size, 2)):
+            shapes[t] = {0: Dim.AUTO}
+    wide_args, wide_kwargs = pytree.tree_unflatten(wide, spec)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # the static capture that follows reports what is really wrong
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    if _batch_symbol(program) is None:
+        return None, f"the model's code fixes it at {size}"
+    return program, ""
+
+
+def _widened_batch(leaf: Any, size: int) -> Any:
+    if not _in_batch(leaf, size):
+        return leaf
+    return torch.cat([leaf, leaf]) if size == 1 else leaf.clone()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs and prints pages of its internals where an export fails; CaptureError says what matters."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx", "torch.export", "torch._export", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    written = io.StringIO()
+    try:
+        with redirect_stderr(written):
+            yield
+        sys.stderr.write(written.getvalue())  # what the model itself wrote
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def batch_size(leaves: Sequence[Any]) -> int | None:
@@ -200,10 +232,15 @@ def _batch_symbol(program: ExportedProgram) -> Any:
     names = set(program.graph_signature.user_inputs)
     for node in program.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
-        if node.name in names and isinstance(value, torch.Tensor) and value.ndim:
-            if isinstance(value.shape[0], torch.SymInt):
-                return value.shape[0]
+        batched = node.name in names and isinstance(value, torch.Tensor) and value.ndim
+        if batched and is_symbolic(value.shape[0]):
+            return value.shape[0]
     return None
+
+
+def is_symbolic(size: Any) -> bool:
+    """Whether a size is still free: an export may have found out that only one value fits."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 _ADVICE = (
@@ -213,7 +250,6 @@ _ADVICE = (
         "boolean indexing at this line by torch.where, a mask, or torch.cond",
     ),
     (r"unsupported operator|no fake impl|meta kernel|fake", "register a fake implementation for the custom operator"),
-    (r"unexpected keyword|missing .* positional|takes .* positional", "the example inputs do not fit forward's signature"),
 )
 
 
@@ -294,12 +330,11 @@ def _flatten(program: ExportedProgram) -> Captured:
                 _refresh(env[node])
     graph.output(tuple(outputs))
     module = fx.GraphModule(root, graph)
-    symbol = _batch_symbol(program)
-    fixed = batch_size([n.meta.get("val") for n in inputs])
+    batch, dynamic = _batch_symbol(program), True
+    if batch is None:
+        batch, dynamic = batch_size([n.meta.get("val") for n in inputs]), False
     spec = program.call_spec
-    return Captured(
-        module, inputs, outputs, spec.in_spec, spec.out_spec, fixed if symbol is None else symbol, symbol is not None
-    )
+    return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, dynamic)
 
 
 def _widen(node: fx.Node) -> bool:

@@ -31,7 +31,7 @@ def carrier(call: Call, form: Affine, mass: Mass) -> dict[Slot, Mass]:
 
 
 def contribution(call: Call, form: Affine, mass: Mass) -> dict[Slot, Mass]:
-    """Mass in proportion to the contributions |W_vu h_u| (the z-rule of LRP with |W| |h|), stabilised by the carrier."""
+    """Mass in proportion to the contributions |W_vu h_u| (the z-rule of LRP with |W| |h|), stabilised."""
     magnitudes: dict[Slot, Linear] = {slot: linear.magnitude() for slot, linear in form.terms.items()}
     sizes = {slot: torch.abs(call.at(slot)) for slot in form.terms}
     whole: Any = None

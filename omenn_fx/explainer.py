@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +15,17 @@ from torch.export import ExportedProgram
 
 import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.affine import AffineMap, Recorder
-from omenn_fx.capture import Captured, Source, batch_size, capture, flatten_inputs, load_source, place_of, require_eval
+from omenn_fx.capture import (
+    Captured,
+    Source,
+    batch_size,
+    capture,
+    flatten_inputs,
+    is_symbolic,
+    load_source,
+    place_of,
+    require_eval,
+)
 from omenn_fx.carry import POLICIES
 from omenn_fx.errors import CaptureError, InputError, OmennError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
@@ -24,6 +34,7 @@ from omenn_fx.registry import RuleSet, rule_set
 from omenn_fx.roles import Decision, Role, Tagged, producer, tag, value_of
 from omenn_fx.select import Explain, Output, select_output, select_sources
 from omenn_fx.target import Target, resolve
+from omenn_fx.twin import Twin
 
 log = logging.getLogger("omenn_fx")
 Tensor = torch.Tensor
@@ -121,7 +132,7 @@ class Explainer(nn.Module):
             require_eval(self.model)
         self.explain, self.output, self.rules, self.bias = explain, output, rule_set(rules), bias
         self.roles, self.dynamic_batch = dict(roles or {}), dynamic_batch
-        self._programs: dict[Any, _Program] = {}
+        self._programs: list[_Program] = []
         self._current: _Program | None = None
         self.training = False
 
@@ -134,18 +145,17 @@ class Explainer(nn.Module):
         _check_leaves(leaves)
         if self.model is not None:
             require_eval(self.model)
-        key = _key(leaves, dynamic=False)
-        if self._programs:
-            if self._exported is not None:
-                raise InputError(
-                    f"these inputs do not fit the exported program: {_mismatch(self._current, leaves)}; it cannot be "
-                    "captured anew, transform the model itself"
-                )
-            log.warning("captured anew for new inputs: %s", _mismatch(self._current, leaves))
+        elif self._programs:
+            raise InputError(
+                f"these inputs do not fit the exported program: {_mismatch(self._current, leaves)}; it cannot be "
+                "captured anew, transform the model itself"
+            )
+        self._check_signature(args, kwargs)
         with torch.inference_mode(False), torch.no_grad():
             program = self._build(args, kwargs, leaves)
-        self._programs[_key(leaves, program.captured.dynamic_batch)] = program
-        self._programs.setdefault(key, program)
+        if self._current is not None:
+            log.warning("captured anew for new inputs: %s", _mismatch(self._current, leaves))
+        self._programs.append(program)
         self._current = program
         return self
 
@@ -165,6 +175,15 @@ class Explainer(nn.Module):
         module = explainer_graph(tagged, POLICIES[self.bias])
         return _Program(captured, tagged, module, split(module))
 
+    def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.model is not None:
+            try:
+                inspect.signature(self.model.forward).bind(*args, **kwargs)
+            except TypeError as error:
+                name = type(self.model).__name__
+                signature = inspect.signature(self.model.forward)
+                raise InputError(f"the inputs do not fit {name}.forward{signature}: {error}") from None
+
     def _misfit(self, leaves: Sequence[Any]) -> str | None:
         """An input whose dtype or device is not that of the model's weights."""
         weights = [p for p in self.model.parameters() if p.is_floating_point()] if self.model is not None else []
@@ -182,7 +201,7 @@ class Explainer(nn.Module):
         leaves = pytree.tree_leaves((args, kwargs))
         program = self._current
         if program is None or not _fits(program, leaves):
-            for candidate in self._programs.values():
+            for candidate in self._programs:
                 if _fits(candidate, leaves):
                     program = self._current = candidate
                     break
@@ -232,7 +251,7 @@ class Explainer(nn.Module):
         for i, name in enumerate(program.names):
             carried = [r["C_b"][i] for r in results if r["C_b"] is not None]
             inputs[name] = InputExplanation(
-                X=results[0]["X"][i],
+                X=results[0]["X"][i].detach(),
                 C_w=_together([r["C_w"][i] for r in results], resolved.several),
                 C_b=_together(carried, resolved.several) if carried else None,
                 several=resolved.several,
@@ -274,11 +293,13 @@ class Explainer(nn.Module):
 
     @property
     def opaque(self) -> list[tuple[str, str]]:
-        """(reader, operand) for every input-dependent value that is added as a bias, its way to the input not linear."""
+        """(reader, operand) for every input-dependent value added as a bias its way to the input not being linear."""
         return list(self._ready.tagged.opaque)
 
     @torch.no_grad()
-    def affine(self, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any], to: str, since: str | None = None) -> AffineMap:
+    def affine(
+        self, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any], to: str, since: str | None = None
+    ) -> AffineMap:
         """The exact affine map to a node, at these inputs.
 
         Args:
@@ -300,20 +321,16 @@ class Explainer(nn.Module):
         if since == "operands":
             if target in tagged.sources.values():
                 raise ValueError(f"'{to}' is an explained input: it has no operands")
-            operands = [n for _, n in _operands(tagged, target)]
+            operands = list(Twin(tagged, values).operands(target).values())
             return AffineMap(tagged, values, target, operands, local=True)
         start = list(tagged.sources.values()) if since is None else [_content_node(tagged, since)]
         return AffineMap(tagged, values, target, start, local=False)
 
     def extra_repr(self) -> str:
-        state = "not captured yet" if self._current is None else f"{len(self._current.tagged.captured.graph.nodes)} nodes"
+        state = (
+            "not captured yet" if self._current is None else f"{len(self._current.tagged.captured.graph.nodes)} nodes"
+        )
         return f"rules={self.rules.name!r}, bias={self.bias!r}, {state}"
-
-
-def _operands(tagged: Tagged, node: fx.Node) -> list[Any]:
-    from omenn_fx.twin import Twin
-
-    return list(Twin(tagged, {}).operands(node).items())
 
 
 def _together(values: list[Tensor], several: bool) -> Tensor:
@@ -330,13 +347,6 @@ def _content_node(tagged: Tagged, name: str) -> fx.Node:
 
 
 # Checks of the inputs ---------------------------------------------------------------------------------------------
-
-
-def _key(leaves: Sequence[Any], dynamic: bool) -> Any:
-    return tuple(
-        (t.dtype, str(t.device), tuple(t.shape[1:]) if dynamic else tuple(t.shape)) if isinstance(t, Tensor) else t
-        for t in leaves
-    )
 
 
 def _fits(program: _Program, leaves: Sequence[Any]) -> bool:
@@ -356,7 +366,7 @@ def _fits(program: _Program, leaves: Sequence[Any]) -> bool:
         if leaf.dtype != value.dtype or leaf.device != value.device or leaf.ndim != value.ndim:
             return False
         for want, have in zip(value.shape, leaf.shape, strict=True):
-            if have != (want if isinstance(want, int) else size):
+            if have != (size if is_symbolic(want) else want):
                 return False
     return True
 

@@ -146,7 +146,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{n}: {tuple(i.C_w.shape)}" for n, i in self.inputs.items())
+        error = float(self.completeness_error.max()) if self.value.numel() else 0.0
         return (
             f"Explanation(target={self.target.tolist()}, value={self.value.tolist()}, sum={self.sum.tolist()}, "
-            f"C of {shapes}, completeness_error={float(self.completeness_error.max()) if self.value.numel() else 0:.1e})"
+            f"C of {shapes}, completeness_error={error:.1e})"
         )

@@ -40,9 +40,8 @@ def input_dependent(graph: fx.Graph, inputs: Collection[str]) -> set[fx.Node]:
     """Nodes whose values (not only shapes) depend on the user's inputs, given by placeholder names."""
     live: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" and node.name in inputs:
-            live.add(node)
-        elif node.target not in _SHAPE_ONLY and any(n in live for n in node.all_input_nodes):
+        reached = node.target not in _SHAPE_ONLY and any(n in live for n in node.all_input_nodes)
+        if reached or (node.op == "placeholder" and node.name in inputs):
             live.add(node)
     return live
 
@@ -106,9 +105,10 @@ def _viewed(node: fx.Node) -> fx.Node | None:
 
 def _functional(node: fx.Node) -> Any:
     """`aten.relu_.default` -> `aten.relu.default`, where both give a result of the same dtype."""
-    namespace, name = node.target._schema.name.split("::")
+    op: Any = node.target
+    namespace, name = op._schema.name.split("::")
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None) if name.endswith("_") else None
-    functional = getattr(packet, node.target._overloadname, None) if packet is not None else None
+    functional = getattr(packet, op._overloadname, None) if packet is not None else None
     values = [n.meta.get("val") for n in node.all_input_nodes]
     dtypes = {v.dtype for v in values if isinstance(v, torch.Tensor) and v.ndim}
     return functional if len(dtypes) <= 1 else None

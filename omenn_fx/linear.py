@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from omenn_fx.mass import Even, Mass, Shape, is_one, sum_to
+from omenn_fx.mass import Even, Mass, Shape, is_one, spread, sum_to
 
 Tensor = torch.Tensor
 
@@ -73,6 +73,26 @@ class Diagonal(Linear):
         return Diagonal(size, self.operand, self.result, self.carries)
 
 
+class Cast(Linear):
+    """The identity between two dtypes."""
+
+    def __init__(self, operand: Shape, source: torch.dtype, result: torch.dtype):
+        self.operand, self.source, self.result = operand, source, result
+
+    def apply(self, u: Tensor) -> Tensor:
+        return u.to(self.result)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return g.to(self.source)
+
+    def carry(self, mass: Mass) -> Mass:
+        parts = (p if isinstance(p, Even) else Even(p.dense(mass.shape)) for p in mass.parts)
+        return Mass(tuple(Even(p.value.to(self.source), p.even) for p in parts), self.operand)
+
+    def magnitude(self) -> Linear:
+        return self
+
+
 class Moves(Linear):
     """W of zeros and ones: every position of the node reads one position of the operand, or none.
 
@@ -101,6 +121,40 @@ class Moves(Linear):
 
     def magnitude(self) -> Linear:
         return self
+
+
+class Weighted(Linear):
+    """W given by its two functions. Mass is shared in proportion to |W|; what a row of zeros holds is spread evenly.
+
+    `absolute` makes the same with |W|, where W has negative entries.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[[Tensor], Tensor],
+        transpose: Callable[[Tensor], Tensor],
+        operand: Shape,
+        result: Shape,
+        absolute: Callable[[], Weighted] | None = None,
+    ):
+        self._apply, self._transpose, self._absolute = apply, transpose, absolute
+        self.operand, self.result = operand, result
+
+    def apply(self, u: Tensor) -> Tensor:
+        return self._apply(u)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return self._transpose(g)
+
+    def carry(self, mass: Mass) -> Mass:
+        size, value = self.magnitude(), mass.dense()
+        total = size.apply(value.new_ones(tuple(self.operand)))
+        empty = (total == 0).to(value.dtype)
+        moved = size.transpose(value * (1 - empty) / (total + empty))
+        return Mass((Even(moved + spread(value * empty, self.result, self.operand)),), self.operand)
+
+    def magnitude(self) -> Linear:
+        return self if self._absolute is None else self._absolute()
 
 
 class Matrix(Linear):
@@ -165,7 +219,8 @@ class Centre(Linear):
             count = count * self.operand[d]
         return 1 - 2 / count  # |I - mean| has 1 - 1/n on the diagonal and 1/n elsewhere
 
-    transpose = apply  # both forms are symmetric
+    def transpose(self, g: Tensor) -> Tensor:
+        return self.apply(g)  # both forms are symmetric
 
     def carry(self, mass: Mass) -> Mass:
         return mass.moved(self.operand)

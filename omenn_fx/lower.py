@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.proxy import GraphAppendingTracer
 
 from omenn_fx.batch import layouts
+from omenn_fx.capture import is_symbolic
 from omenn_fx.carry import Policy
 from omenn_fx.roles import Tagged, value_of
 from omenn_fx.twin import Twin, dense_or_zero
@@ -27,8 +30,9 @@ COTANGENT = "cotangent"
 class _Tracer(GraphAppendingTracer):
     """Appends to a graph; new nodes are named after the node of the model they belong to."""
 
-    def __init__(self, graph: fx.Graph):
+    def __init__(self, graph: fx.Graph, fake_mode: Any):
         super().__init__(graph)
+        self.fake_mode = fake_mode
         self.at: tuple[fx.Node, str] | None = None
         self.sizes: dict[str, Traced] = {}
         self.constants: dict[str, torch.Tensor] = {}
@@ -38,7 +42,9 @@ class _Tracer(GraphAppendingTracer):
         if isinstance(a, torch.Tensor):
             name = f"constant_{len(self.constants)}"
             self.constants[name] = a
-            return self.create_node("get_attr", name, (), {}, name)
+            node = self.create_node("get_attr", name, (), {}, name)
+            node.meta["val"] = a if self.fake_mode is None else self.fake_mode.from_tensor(a)
+            return node
         return super().create_arg(a)
 
     @contextmanager
@@ -64,7 +70,7 @@ class _Tracer(GraphAppendingTracer):
 
     def iter(self, obj: Any) -> Iterator[Any]:
         """The pieces of a value that is a tuple or list, as `chunk` and `unbind` return."""
-        return iter([obj[i] for i in range(len(_fake(obj.node)))])
+        return iter([obj[i] for i in range(len(obj))])
 
 
 class Traced(fx.Proxy):
@@ -88,13 +94,16 @@ class Traced(fx.Proxy):
     def device(self) -> torch.device:
         return self._fake.device
 
+    def __len__(self) -> int:
+        return len(self._fake)
+
     @property
     def _fake(self) -> Any:
         return _fake(self.node)
 
     def _size(self, dim: int, size: Any) -> Any:
-        if isinstance(size, int):
-            return size
+        if not is_symbolic(size):
+            return int(size)
         key = str(size)
         if key not in self.tracer.sizes:
             self.tracer.sizes[key] = self.tracer.create_proxy(  # type: ignore[assignment]
@@ -107,13 +116,12 @@ def _fake(node: fx.Node) -> Any:
     """Shape and dtype of a node, found when first asked for."""
     if "val" not in node.meta:
         args, kwargs = fx.map_arg((node.args, node.kwargs), _fake)
-        tensors = [v for n in node.all_input_nodes if isinstance(v := _fake(n), torch.Tensor)]
-        mode = next((v.fake_mode for v in tensors if hasattr(v, "fake_mode")))
+        leaves = pytree.tree_leaves([_fake(n) for n in node.all_input_nodes])  # of tuples too: getitem reads them
+        mode = next(v.fake_mode for v in leaves if isinstance(v, FakeTensor))
         with mode, torch.no_grad():
-            if node.op == "call_method":
-                node.meta["val"] = getattr(args[0], node.target)(*args[1:], **kwargs)
-            else:
-                node.meta["val"] = node.target(*args, **kwargs)
+            target: Any = node.target
+            call = getattr(args[0], target) if node.op == "call_method" else target
+            node.meta["val"] = call(*args[1:], **kwargs) if node.op == "call_method" else call(*args, **kwargs)
     return node.meta["val"]
 
 
@@ -126,7 +134,7 @@ def explainer_graph(tagged: Tagged, policy: Policy | None) -> fx.GraphModule:
     """
     captured = tagged.captured
     graph = fx.Graph()
-    tracer = _Tracer(graph)
+    tracer = _Tracer(graph, getattr(value_of(tagged.output), "fake_mode", None))
     env: dict[fx.Node, fx.Node] = {}
     for node in captured.graph.nodes:
         if node.op == "placeholder":
@@ -149,15 +157,19 @@ def explainer_graph(tagged: Tagged, policy: Policy | None) -> fx.GraphModule:
     for node, mass in pulled.shares.items():
         with tracer.within(node, "share"):
             shares.append(where[node].per_sample(mass))
+    C_b = []
+    for source in tagged.sources.values():
+        with tracer.within(source, "C_b"):
+            C_b.append(_node(dense_or_zero(pulled.carried.get(source), values[source]), values[source]))
+    with tracer.within(tagged.output, "shares"):
+        table: Any = torch.stack(shares, 1) if shares else None
     sources = list(tagged.sources.values())
     result = {
         "outputs": env[tagged.output],
         "X": tuple(env[s] for s in sources),
         "C_w": tuple(_node(pulled.adjoint.get(s), values[s]) for s in sources),
-        "C_b": None
-        if policy is None
-        else tuple(_node(dense_or_zero(pulled.carried.get(s), values[s]), values[s]) for s in sources),
-        "bias": torch.stack(shares, 1).node if shares else None,
+        "C_b": None if policy is None else tuple(C_b),
+        "bias": None if table is None else table.node,
     }
     graph.output(result)
     graph.eliminate_dead_code(_kept)
@@ -222,5 +234,3 @@ def split(module: fx.GraphModule) -> Halves:
     back.output(fx.map_arg(result, env.__getitem__))
     back.eliminate_dead_code(_kept)
     return Halves(fx.GraphModule(module, ahead, "Forward"), fx.GraphModule(module, back, "Backward"))
-
-

@@ -22,10 +22,26 @@ def sum_to(value: Tensor, source: Shape, target: Shape) -> Tensor:
     extra = len(source) - len(target)
     if extra:
         value = value.sum(tuple(range(extra)))
-    ones = tuple(
-        d for d, size in enumerate(target) if is_one(size) and not is_one(source[d + extra])
-    )
+    ones = tuple(d for d, size in enumerate(target) if is_one(size) and not is_one(source[d + extra]))
     return value.sum(ones, keepdim=True) if ones else value
+
+
+def spread(value: Tensor, source: Shape, target: Shape) -> Tensor:
+    """The totals over all but the leading dimensions that both shapes agree in, shared evenly by the target's positions."""
+    lead = 0
+    for a, b in zip(source, target, strict=False):
+        if a is not b and not (isinstance(a, int) and isinstance(b, int) and a == b):
+            break
+        lead += 1
+    if lead == len(source) == len(target):
+        return value
+    count: Any = 1
+    for size in target[lead:]:
+        count = count * size
+    total = value.sum(tuple(range(lead, len(source)))) if lead < len(source) else value
+    for _ in target[lead:]:
+        total = total.unsqueeze(-1)
+    return (total / count).expand(*target)
 
 
 def is_one(size: Any) -> bool:
@@ -131,8 +147,10 @@ class Mass:
         shape = [1 if d == dim else s for d, s in enumerate(self.shape)]
         for part in self.parts:
             piece = part.collapsed(dim)
-            value = piece.value if piece.even == even else Even(piece.value, piece.even - even).dense(
-                [1 if d in even else s for d, s in enumerate(shape)]
+            value = (
+                piece.value
+                if piece.even == even
+                else Even(piece.value, piece.even - even).dense([1 if d in even else s for d, s in enumerate(shape)])
             )
             total = value if total is None else total + value
         assert total is not None

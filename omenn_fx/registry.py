@@ -7,13 +7,14 @@ rule set is in use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from omenn_fx.linear import Linear
+from omenn_fx.linear import Cast, Chain, Linear
 from omenn_fx.mass import Even, Mass, Product, Shape
 
 Tensor = torch.Tensor
@@ -75,6 +76,12 @@ class Bias:
     value: Any
     dim: int | None = None
 
+    def finite(self) -> Bias:
+        """Infinite constants (masks) hold nothing: whatever reads them has weight 0 there."""
+        if isinstance(self.value, (int, float)):
+            return self if math.isfinite(self.value) else Bias(0.0)
+        return Bias(torch.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0), self.dim)
+
     def mass(self, g: Tensor, shape: Shape) -> Mass:
         """beta = g * b at the node's own positions."""
         if self.dim is None:
@@ -113,19 +120,29 @@ class Rule:
     op: Op
     form: Form | None
     content: tuple[str, ...] = ()  # operands that may carry content; none: the result never does
-    product: bool = False  # the content operands multiply each other, so roles must choose
+    product: bool | tuple[str, ...] = False  # the content operands (or these) multiply each other: roles must choose
     gate: bool = False  # the result is a gate or a statistic: in a product it is the coefficient
     passes_gate: bool = False  # the result is a gate if its operands are (views, casts, additions)
     source: bool = False  # turns integer ids into content (embedding)
+    accepts: Callable[[Mapping[str, Any]], bool] | None = None  # which calls have the form, where not all have
+
+    def multiplies(self, slot: Slot) -> bool:
+        """Whether an operand is a factor of a product (and not added to it)."""
+        return self.product if isinstance(self.product, bool) else slot.name in self.product
 
     def affine(self, call: Call) -> Affine:
         """The affine form of a call; a rule with one content operand may return just W, or (W, b)."""
         assert self.form is not None
         form = self.form(call)
-        if isinstance(form, Affine):
-            return form
-        linear, bias = form if isinstance(form, tuple) else (form, None)
-        return Affine({call.content[0]: linear}, bias)
+        if not isinstance(form, Affine):
+            linear, bias = form if isinstance(form, tuple) else (form, None)
+            form = Affine({call.content[0]: linear}, bias)
+        for slot, linear in form.terms.items():
+            operand = call.at(slot)
+            if operand.dtype != call.out.dtype:  # type promotion, autocast, and the casts themselves
+                cast = Cast(operand.shape, operand.dtype, call.out.dtype)
+                form = replace(form, terms={**form.terms, slot: Chain(linear, cast)})
+        return form
 
 
 @dataclass

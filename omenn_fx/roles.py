@@ -60,8 +60,11 @@ class Tagged:
 
 def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
     """The operator behind a value: for one result of several, the operator and the result's position."""
-    if node.target is operator.getitem and isinstance(value_of(node.args[0]), (tuple, list)):
-        return node.args[0], node.args[1]
+    if node.target is operator.getitem:
+        origin: Any = node.args[0]
+        position: Any = node.args[1]
+        if isinstance(value_of(origin), (tuple, list)):
+            return origin, position
     return node, None
 
 
@@ -131,7 +134,7 @@ class _Tagger:
         if self.output not in self.carrying:
             raise NoContentError(self._why_no_content())
         slots = self._decide()
-        missing = [n for n in slots if n not in self.sources.values() and self.rules.get(producer(n)[0].target) is None]
+        missing = [n for n in slots if n not in self.sources.values() and self._rule(producer(n)[0]) is None]
         if missing:
             raise UnsupportedOpError([place_of(producer(n)[0]) for n in missing], self.rules.name)
         role = {
@@ -140,6 +143,11 @@ class _Tagger:
         return Tagged(
             self.captured, self.rules, self.sources, self.output, role, slots, self.decisions[::-1], self.opaque[::-1]
         )
+
+    def _rule(self, call: fx.Node) -> Rule | None:
+        """The rule of an operator, where it has the form of this very call."""
+        rule = self.rules.get(call.target)
+        return None if rule is None or (rule.accepts is not None and not rule.accepts(bind(call))) else rule
 
     def _match(self, overrides: Mapping[str, str]) -> dict[fx.Node, str]:
         forced: dict[fx.Node, str] = {}
@@ -177,7 +185,7 @@ class _Tagger:
             if not _is_floating(node):
                 continue
             call, _ = producer(node)
-            rule = self.rules.get(call.target)
+            rule = self._rule(call)
             operands = call.all_input_nodes if rule is None else [o for _, o in slots_of(call, rule)]
             if any(o in carrying or (rule is None and self._holds_carrying(o, carrying)) for o in operands):
                 carrying.add(node)
@@ -199,19 +207,21 @@ class _Tagger:
                 chosen[node] = ()
                 continue
             call, _ = producer(node)
-            rule = self.rules.get(call.target)
+            rule = self._rule(call)
             if rule is None:
                 wanted |= {o for o in call.all_input_nodes if o in self.carrying}
                 chosen[node] = ()
                 continue
             candidates = slots_of(call, rule)
             carrying = [(s, o) for s, o in candidates if o in self.carrying]
-            if rule.product:
-                carrying = self._choose(node, carrying)
-            else:
-                self.opaque += [
-                    (node.name, o.name) for _, o in candidates if o in self.live and o not in self.carrying
-                ]
+            factors = [(s, o) for s, o in carrying if rule.multiplies(s)]
+            kept = self._choose(node, factors)
+            carrying = [pair for pair in carrying if pair not in factors or pair in kept]
+            self.opaque += [
+                (node.name, o.name)
+                for s, o in candidates
+                if o in self.live and o not in self.carrying and not rule.multiplies(s)
+            ]
             chosen[node] = tuple(s for s, _ in carrying)
             wanted |= {o for _, o in carrying}
         return chosen
@@ -224,14 +234,14 @@ class _Tagger:
         if forced and len(forced) < len(operands):
             self.decisions.append(Decision(node.name, "override", f"content by roles: {forced[0][1].name}"))
             return forced
-        free = [(s, o) for s, o in operands if not self.is_gate(o)]
-        if len(free) == 1:
-            gate = next(o for _, o in operands if o is not free[0][1])
-            self.decisions.append(Decision(node.name, "gate", f"{gate.name} is a gate or a statistic, held fixed"))
-            return free
-        names = " and ".join(o.name for _, o in operands)
-        self.decisions.append(Decision(node.name, "split", f"{names} both carry content: half to each"))
-        return operands
+        free = [(s, o) for s, o in operands if not self.is_gate(o)] or operands
+        if len(free) < len(operands):
+            gates = ", ".join(o.name for s, o in operands if (s, o) not in free)
+            self.decisions.append(Decision(node.name, "gate", f"{gates}: a gate or a statistic, held fixed"))
+        if len(free) > 1:
+            names = " and ".join(o.name for _, o in free)
+            self.decisions.append(Decision(node.name, "split", f"{names} all carry content: an equal part to each"))
+        return free
 
     def is_gate(self, node: fx.Node) -> bool:
         """Whether a value comes out of a softmax, a sigmoid-like gate or a norm statistic, through views and shifts."""

@@ -79,9 +79,15 @@ def select_output(captured: Captured, output: Output) -> fx.Node:
     else:
         structure = pytree.tree_unflatten(leaves, captured.out_spec)
         try:
-            picked = structure[output] if isinstance(output, int) or isinstance(structure, dict) else getattr(structure, output)
+            picked = (
+                structure[output]
+                if isinstance(output, int) or isinstance(structure, dict)
+                else getattr(structure, output)
+            )
         except (KeyError, IndexError, AttributeError, TypeError):
-            raise OutputError(f"output={output!r} is not part of what the model returns: {_describe(captured)}") from None
+            raise OutputError(
+                f"output={output!r} is not part of what the model returns: {_describe(captured)}"
+            ) from None
     value = value_of(picked)
     if not isinstance(picked, fx.Node) or not isinstance(value, torch.Tensor):
         raise OutputError(f"the explained output is no tensor the model computes; it returns {_describe(captured)}")
@@ -106,14 +112,21 @@ def _default(captured: Captured) -> Any:
         return named
     for leaf in leaves:
         value = value_of(leaf)
-        if isinstance(leaf, fx.Node) and isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.ndim:
+        if (
+            isinstance(leaf, fx.Node)
+            and isinstance(value, torch.Tensor)
+            and value.dtype.is_floating_point
+            and value.ndim
+        ):
             return leaf
     raise OutputError(f"the model returns no floating-point tensor: {_describe(captured)}")
 
 
 def _describe(captured: Captured) -> str:
     names = [
-        f"{getattr(leaf, 'name', leaf)} {tuple(map(hint, v.shape))}" if isinstance(v := value_of(leaf), torch.Tensor) else str(leaf)
+        f"{getattr(leaf, 'name', leaf)} {tuple(map(hint, v.shape))}"
+        if isinstance(v := value_of(leaf), torch.Tensor)
+        else str(leaf)
         for leaf in captured.outputs
     ]
     return f"{captured.out_spec.type.__name__ if captured.out_spec.type else 'a tensor'} of {', '.join(names)}"

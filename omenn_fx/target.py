@@ -15,6 +15,11 @@ Tensor = torch.Tensor
 Target = int | Sequence[int] | Tensor | None
 
 
+def _rows(outputs: Tensor) -> Tensor:
+    """One flat row per sample, [N, K], also for outputs [N] and empty batches."""
+    return outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A target as flat positions in each row of the output: [N], or [N, T] for several at once."""
@@ -24,14 +29,14 @@ class Resolved:
 
     def value(self, outputs: Tensor) -> Tensor:
         """The explained values: shape [N] or [N, T]."""
-        rows = outputs.reshape(outputs.shape[0], -1)
+        rows = _rows(outputs)
         picked = rows.gather(1, self.index if self.several else self.index[:, None])
         return picked if self.several else picked[:, 0]
 
     def cotangents(self, outputs: Tensor) -> list[Tensor]:
         """One one-hot tensor of the output's shape for each target."""
         columns = self.index.unbind(1) if self.several else (self.index,)
-        zeros = torch.zeros_like(outputs).reshape(outputs.shape[0], -1)
+        zeros = _rows(torch.zeros_like(outputs))
         return [zeros.scatter(1, c[:, None], 1.0).reshape(outputs.shape) for c in columns]
 
 
@@ -46,7 +51,7 @@ def resolve(target: Target, outputs: Tensor) -> Resolved:
         raise OutputError("the explained output is a single number without a batch dimension; logits are [N, K]")
     count = outputs.shape[0]
     shape = tuple(outputs.shape[1:])
-    rows = outputs.reshape(count, -1)
+    rows = _rows(outputs)
     if target is None:
         return Resolved(rows.argmax(1), False)
     if isinstance(target, bool) or not isinstance(target, (int, tuple, list, Tensor)):
@@ -66,7 +71,7 @@ def _flat(position: tuple[int, ...], shape: tuple[int, ...]) -> int:
     if len(position) != len(shape):
         raise TargetError(
             f"target {position if len(position) != 1 else position[0]} does not select one value of outputs "
-            f"[N, {', '.join(map(str, shape))}]: give a tuple of {len(shape)} ints"
+            f"[N, {', '.join(map(str, shape))}]: give {_wanted(len(shape))}"
             if shape
             else f"the outputs are one number per row ([N]): leave target=None, not {position[0]}"
         )
@@ -77,6 +82,10 @@ def _flat(position: tuple[int, ...], shape: tuple[int, ...]) -> int:
     for at, size in zip(position, shape, strict=True):
         flat = flat * size + at
     return flat
+
+
+def _wanted(ndim: int) -> str:
+    return "an int" if ndim == 1 else f"a tuple of {ndim} ints"
 
 
 def _from_tensor(target: Tensor, count: int, shape: tuple[int, ...], device: Any) -> Resolved:

@@ -58,29 +58,64 @@ class Convolution(Linear):
         g = _TRANSPOSED[self.n](g, weight, None, self.stride, self.padding, 0, groups, self.dilation)
         return F.pad(g, [v for r in reversed(rest) for v in (0, r)])  # positions that no window reads
 
+    def _up_pointwise(self, g: Tensor) -> Tensor:
+        """A pointwise convolution is a matrix over the channels: its transpose needs no transposed convolution."""
+        matrix = self.weight.flatten(1).t().expand(self.small[0], -1, -1)
+        moved = torch.bmm(matrix, g.flatten(2))
+        return self._at_strides(moved.unflatten(2, [int(s) for s in self.small[2:]]))
+
+    def _at_strides(self, g: Tensor) -> Tensor:
+        """Each value at its stride's first position, zeros between."""
+        if all(s == 1 for s in self.stride):
+            return g
+        for d in range(self.n):
+            g = g.unsqueeze(3 + 2 * d)
+        g = F.pad(g, [v for s in reversed(self.stride) for v in (0, s - 1, 0, 0)])
+        for d in range(self.n):
+            g = g.flatten(2 + d, 3 + d)
+        whole = [o * s for o, s in zip(self.small[2:], self.stride, strict=True)]
+        cuts = [v for w, size in zip(reversed(whole), reversed(self.large[2:]), strict=True) for v in (0, size - w)]
+        return F.pad(g, cuts) if any(cuts) else g
+
+    def _map(self, value: Tensor, down: bool) -> Tensor:
+        if down:
+            return self._down(value, self.weight, self.groups)
+        if self._pointwise and self.groups == 1:
+            return self._up_pointwise(value)
+        return self._up(value, self.weight, self.groups)
+
     def apply(self, u: Tensor) -> Tensor:
-        return (self._down if self.is_forward else self._up)(u, self.weight, self.groups)
+        return self._map(u, down=self.is_forward)
 
     def transpose(self, g: Tensor) -> Tensor:
-        return (self._up if self.is_forward else self._down)(g, self.weight, self.groups)
+        return self._map(g, down=not self.is_forward)
 
     def carry(self, mass: Mass) -> Mass:
         total = mass.collapsed(1)
         source, result = (self.large, self.small) if self.is_forward else (self.small, self.large)
         value = Even(total.value, total.even - {1}).dense([result[0], 1, *result[2:]])
-        move, count = (self._up, self._down) if self.is_forward else (self._down, self._up)
-        ones = torch.ones([1, 1, *self.kernel], dtype=self.weight.dtype, device=self.weight.device)
-        if math.prod(self.kernel) > 1 or any(p or s > 1 for p, s in zip(self.padding, self.stride, strict=True)):
-            places = torch.ones([1, 1, *source[2:]], dtype=self.weight.dtype, device=self.weight.device)
-            read = count(places, ones, 1).round()  # how many input positions each output position reads
-            lost = (read == 0).to(read.dtype)
-            moved = move(value / (read + lost), ones, 1)
-            if self._may_read_nothing():
-                rest = (value * lost).sum(tuple(range(2, self.n + 2)), keepdim=True)
-                moved = moved + rest / math.prod(source[2:])
+        if self.is_forward and self._pointwise:
+            moved = self._at_strides(value)
         else:
-            moved = value
+            moved = self._shared(value, source)
         return Mass((Even(moved, frozenset({1})),), source)
+
+    @property
+    def _pointwise(self) -> bool:
+        return math.prod(self.kernel) == 1 and not any(self.padding)
+
+    def _shared(self, value: Tensor, source: Shape) -> Tensor:
+        """One channel of mass, shared evenly by the positions of each window."""
+        move, count = (self._up, self._down) if self.is_forward else (self._down, self._up)
+        like = {"dtype": self.weight.dtype, "device": self.weight.device}
+        ones = torch.ones([1, 1, *self.kernel], **like)
+        read = count(torch.ones([1, 1, *source[2:]], **like), ones, 1).round()  # positions read by each window
+        lost = (read == 0).to(read.dtype)
+        moved = move(value / (read + lost), ones, 1)
+        if self._may_read_nothing():
+            rest = (value * lost).sum(tuple(range(2, self.n + 2)), keepdim=True)
+            moved = moved + rest / math.prod(source[2:])
+        return moved
 
     def _may_read_nothing(self) -> bool:
         """Windows wholly inside the padding, or gaps of a transposed convolution."""

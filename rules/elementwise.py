@@ -12,54 +12,61 @@ from typing import Any
 
 import torch
 
-from omenn_fx.linear import Diagonal, Linear
-from omenn_fx.registry import Affine, Bias, Call, omenn, rule
+from omenn_fx.linear import Chain, Diagonal, Linear
+from omenn_fx.registry import Bias, Call, rule
+from omenn_fx.rules.structural import piece
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
+Value = float | Callable[[Call], Any]
 
 
-def quotient(difference: Tensor, x: Tensor, slope: float) -> Tensor:
-    """difference / x, and `slope` where both are 0."""
-    return torch.nan_to_num(difference / x, nan=slope)
+def quotient(difference: Tensor, x: Tensor, slope: Any) -> Tensor:
+    """difference / x, and `slope` where x is 0."""
+    if isinstance(slope, (int, float)):
+        return torch.nan_to_num(difference / x, nan=slope, posinf=slope, neginf=slope)
+    return torch.where(x == 0, slope, difference / x)
 
 
 def function(
     *ops: Any,
-    slope: float | Callable[[Call], float] = 1.0,
-    at0: float | Callable[[Call], float] = 0.0,
+    slope: Value = 1.0,
+    at0: Value = 0.0,
     difference: Callable[[Tensor], Tensor] | None = None,
     gate: bool = False,
+    passes_gate: bool = False,
 ) -> None:
     """Register f with f(0) = at0 and f'(0) = slope; `difference(x)` is f(x) - f(0) where subtracting would cancel."""
 
     def form(call: Call) -> tuple[Linear, Bias | None]:
         x = call.x
         zero = at0(call) if callable(at0) else at0
-        if difference is not None:
-            rise = difference(x)
-        else:
-            rise = call.out - zero if zero else call.out
+        none = isinstance(zero, (int, float)) and zero == 0
+        rise = call.out if none else call.out - zero if difference is None else difference(x)
         ratio = quotient(rise, x, slope(call) if callable(slope) else slope)
-        return Diagonal(ratio, x.shape, call.out.shape), Bias(zero) if zero else None
+        return Diagonal(ratio, x.shape, call.out.shape), None if none else Bias(zero)
 
-    rule(*ops, gate=gate)(form)
+    rule(*ops, gate=gate, passes_gate=passes_gate)(form)
 
 
-def ratio(*ops: Any, gate: bool = False) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
+def ratio(*ops: Any) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
     """Decorator for f with f(0) = 0 whose ratio f(x) / x has a formula of its own."""
 
     def decorate(formula: Callable[[Call], Any]) -> Callable[[Call], Any]:
-        rule(*ops, gate=gate)(lambda call: Diagonal(formula(call), call.shape(), call.out.shape))
+        rule(*ops)(lambda call: Diagonal(formula(call), call.shape(), call.out.shape))
         return formula
 
     return decorate
 
 
+# Through the origin ------------------------------------------------------------------------------------------------------
+
 ratio(aten.relu.default)(lambda call: torch.sign(call.out))
-ratio(aten.abs.default)(lambda call: torch.sign(call.x))
+ratio(aten.abs.default, aten.absolute.default)(lambda call: torch.sign(call.x))
 ratio(aten.square.default)(lambda call: call.x)
-rule(aten.neg.default, passes_gate=True)(lambda call: Diagonal(-1.0, call.shape(), call.out.shape))
+rule(aten.neg.default, aten.negative.default, passes_gate=True)(
+    lambda call: Diagonal(-1.0, call.shape(), call.out.shape)
+)
 
 function(aten.gelu.default, slope=0.5)
 function(aten.silu.default, slope=0.5)
@@ -67,53 +74,68 @@ function(aten.hardswish.default, slope=0.5)
 function(aten.mish.default, slope=math.tanh(math.log(2.0)))
 function(aten.tanh.default)
 function(aten.erf.default, slope=2 / math.sqrt(math.pi))
+function(aten.erfinv.default, slope=math.sqrt(math.pi) / 2)
 function(aten.sin.default)
-function(aten.asinh.default)
+function(aten.tan.default)
+function(aten.asin.default)
 function(aten.atan.default)
+function(aten.sinh.default)
+function(aten.asinh.default)
+function(aten.atanh.default)
 function(aten.log1p.default)
 function(aten.expm1.default)
+function(aten.frac.default)
 function(aten.leaky_relu.default)
+function(aten.rrelu.default)  # in inference a leaky ReLU
+function(aten.prelu.default)
+function(aten.hardshrink.default, slope=0.0)
+function(aten.softshrink.default, slope=0.0)
 function(aten.elu.default, slope=lambda call: float(call["scale"]))
 function(aten.celu.default)
 function(aten.selu.default, slope=1.0507009873554805)
 function(aten.sqrt.default, slope=0.0, gate=True)
-function(aten.log.default, slope=0.0)
+
+# Not through the origin --------------------------------------------------------------------------------------------------
 
 function(aten.sigmoid.default, slope=0.25, at0=0.5, difference=lambda x: 0.5 * torch.tanh(0.5 * x), gate=True)
 function(
     aten.hardsigmoid.default, slope=1 / 6, at0=0.5, difference=lambda x: torch.clamp(x / 6, -0.5, 0.5), gate=True
 )
 function(aten.exp.default, at0=1.0, difference=torch.expm1)
+function(aten.exp2.default, slope=math.log(2.0), at0=1.0, difference=lambda x: torch.expm1(math.log(2.0) * x))
 function(aten.cos.default, slope=0.0, at0=1.0, difference=lambda x: -2 * torch.sin(0.5 * x) ** 2)
-function(aten.log_sigmoid.default, slope=0.5, at0=-math.log(2.0))
-function(aten.softplus.default, slope=0.5, at0=lambda call: math.log(2.0) / float(call["beta"]))
-
-
-def _limits(call: Call) -> tuple[float, float]:
-    low = call.operands.get("min", call.operands.get("min_val"))
-    high = call.operands.get("max", call.operands.get("max_val"))
-    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
-
-
-def _clamped_zero(call: Call) -> float:
-    low, high = _limits(call)
-    return min(max(0.0, low), high)
-
-
-def _clamped_slope(call: Call) -> float:
-    low, high = _limits(call)
-    return 1.0 if low <= 0.0 <= high else 0.0
-
-
+function(aten.cosh.default, slope=0.0, at0=1.0, difference=lambda x: 2 * torch.sinh(0.5 * x) ** 2)
+function(aten.acos.default, slope=-1.0, at0=math.pi / 2, difference=lambda x: -torch.asin(x))
+function(aten.erfc.default, slope=-2 / math.sqrt(math.pi), at0=1.0, difference=lambda x: -torch.erf(x))
 function(
-    aten.clamp.default,
-    aten.clamp_min.default,
-    aten.clamp_max.default,
-    aten.hardtanh.default,
-    aten.relu6.default,
-    slope=_clamped_slope,
-    at0=_clamped_zero,
+    aten.log_sigmoid.default,
+    slope=0.5,
+    at0=-math.log(2.0),
+    difference=lambda x: torch.clamp(x, max=0.0) - torch.log1p(0.5 * torch.expm1(-torch.abs(x))),
 )
+
+
+@rule(aten.softplus.default)
+def _softplus(call: Call) -> tuple[Linear, Bias]:
+    """log(1 + e^(beta x)) / beta, near 0 as max(x, 0) + log((1 + e^(-|beta x|)) / 2) / beta + f(0)."""
+    x, beta = call.x, float(call["beta"])
+    zero = math.log(2.0) / beta
+    near = torch.clamp(x, min=0.0) + torch.log1p(0.5 * torch.expm1(-beta * torch.abs(x))) / beta
+    rise = torch.where(torch.abs(beta * x) < 1, near, call.out - zero)
+    return Diagonal(quotient(rise, x, 0.5), x.shape, call.out.shape), Bias(zero)
+
+
+@rule(aten.log.default, aten.log2.default, aten.log10.default)
+def _logarithm(call: Call) -> Linear:
+    """log has no value at 0 to start from; log(x) / x is its ratio, 0 at 0."""
+    return Diagonal(quotient(call.out, call.x, 0.0), call.shape(), call.out.shape)
+
+
+@rule(aten.pow.Scalar)
+def _exponential(call: Call) -> tuple[Linear, Bias]:
+    """c^x = e^(x log c)."""
+    x, rate = call.x, math.log(call["self"])
+    return Diagonal(quotient(torch.expm1(rate * x), x, rate), x.shape, call.out.shape), Bias(1.0)
 
 
 @ratio(aten.pow.Tensor_Scalar)
@@ -124,43 +146,81 @@ def _power(call: Call) -> Tensor:
     return torch.pow(call.x, exponent - 1) if exponent >= 1 else quotient(call.out, call.x, 0.0)
 
 
-@rule(aten.prelu.default)
-def _prelu(call: Call) -> Linear:
-    return Diagonal(quotient(call.out, call.x, 1.0), call.shape(), call.out.shape)
+@ratio(aten.pow.Tensor_Tensor)
+def _powers(call: Call) -> Tensor:
+    linear = (call["exponent"] == 1).to(call.out.dtype)
+    return quotient(call.out, call.x, linear)
 
 
-@rule(aten.maximum.default, aten.minimum.default, content=("self", "other"))
-def _larger(call: Call) -> Affine:
-    """Selection of the winner; ties share equally."""
-    first, second = call["self"], call["other"]
-    half_tie = 0.5 * (first == second)
-    wins = {"self": (call.out == first) - half_tie, "other": (call.out == second) - half_tie}
-    terms, bias = {}, None
-    for slot in call.content:
-        own = wins[slot.name] if len(call.content) == 2 else None
-        terms[slot] = Diagonal(wins[slot.name], call.shape(slot), call.out.shape, carries=own)
-    if len(call.content) == 1:
-        other = "other" if call.content[0].name == "self" else "self"
-        bias = Bias(wins[other] * call[other])
-    return Affine(terms, bias, disjoint=True)
+# Bounds ------------------------------------------------------------------------------------------------------------------
 
 
-@rule(aten.where.self, content=("self", "other"))
-def _where(call: Call) -> Affine:
-    """Each position reads one of two operands."""
-    chosen = call["condition"].to(call.out.dtype)
-    wins = {"self": chosen, "other": 1 - chosen}
-    terms, bias = {}, None
-    for slot in call.content:
-        own = wins[slot.name] if len(call.content) == 2 else None
-        terms[slot] = Diagonal(wins[slot.name], call.shape(slot), call.out.shape, carries=own)
-    if len(call.content) == 1:
-        other = "other" if call.content[0].name == "self" else "self"
-        bias = Bias(torch.nan_to_num(wins[other] * call[other], nan=0.0, posinf=0.0, neginf=0.0))
-    return Affine(terms, bias, disjoint=True)
+def _limits(call: Call) -> tuple[float, float]:
+    low = call.operands.get("min", call.operands.get("min_val"))
+    high = call.operands.get("max", call.operands.get("max_val"))
+    if call.op is aten.relu6.default:
+        return 0.0, 6.0
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
 
 
-@rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def _masked_fill(call: Call) -> tuple[Linear, Bias]:
-    masked = call["mask"].to(call.out.dtype)
-    return Diagonal(1 - masked, call.shape(), call.out.shape), Bias(masked * call["value"])
+def _clamped_zero(call: Call) -> float:
+    low, high = _limits(call)
+    return min(max(0.0, low), high)
+
+
+def _clamped_slope(call: Call) -> float:
+    """As for ReLU, the slope at a bound of 0 is 0."""
+    low, high = _limits(call)
+    return 1.0 if low < 0.0 < high else 0.0
+
+
+function(
+    aten.clamp.default,
+    aten.clip.default,
+    aten.clamp_min.default,
+    aten.clamp_max.default,
+    aten.hardtanh.default,
+    aten.relu6.default,
+    slope=_clamped_slope,
+    at0=_clamped_zero,
+    passes_gate=True,
+)
+
+
+@rule(aten.clamp.Tensor, passes_gate=True)
+def _clamp_between(call: Call) -> tuple[Linear, Bias]:
+    """Bounds of each position, held fixed."""
+    zero = torch.clamp(torch.zeros_like(call.x), call["min"], call["max"])
+    step = torch.finfo(call.out.dtype).tiny
+    inside = torch.clamp(zero + step, call["min"], call["max"]) - torch.clamp(zero - step, call["min"], call["max"])
+    slope = (inside > 0).to(call.out.dtype)
+    return Diagonal(quotient(call.out - zero, call.x, slope), call.shape(), call.out.shape), Bias(zero)
+
+
+function(
+    aten.threshold.default,
+    slope=lambda call: 1.0 if call["threshold"] < 0 else 0.0,
+    at0=lambda call: 0.0 if call["threshold"] < 0 else float(call["value"]),
+)
+
+
+@rule(aten.nan_to_num.default)
+def _finite(call: Call) -> tuple[Linear, Bias]:
+    """The identity, and a constant where x is not finite."""
+    kept = call.x == call.out
+    return (
+        Diagonal(kept.to(call.out.dtype), call.shape(), call.out.shape),
+        Bias(torch.where(kept, torch.zeros_like(call.out), call.out)),
+    )
+
+
+# Gated -------------------------------------------------------------------------------------------------------------------
+
+
+@rule(aten.glu.default)
+def _glu(call: Call) -> Linear:
+    """a * sigmoid(b) for the halves a and b of x: the gate is the coefficient."""
+    dim = call["dim"] % len(call.shape())
+    half = call.out.shape[dim]
+    gate = torch.sigmoid(call.x.narrow(dim, half, half))
+    return Chain(Diagonal(gate, call.out.shape, call.out.shape), piece(call.shape(), dim, 0, half))

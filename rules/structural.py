@@ -30,7 +30,12 @@ def moves(*ops: Any, back: Callable[[Call, Tensor], Tensor]) -> None:
     rule(*ops, passes_gate=True)(form)
 
 
-# The same values, in the same places ----------------------------------------------------------------------------
+def zeros(like: Tensor, shape: Shape) -> Tensor:
+    """Zeros of a shape, of the dtype and device of another tensor."""
+    return like.new_zeros(tuple(shape))
+
+
+# The same values, in the same places ----------------------------------------------------------------------------------
 
 
 @rule(
@@ -39,42 +44,35 @@ def moves(*ops: Any, back: Callable[[Call, Tensor], Tensor]) -> None:
     aten.alias.default,
     aten.detach.default,
     aten.lift_fresh_copy.default,
-    passes_gate=True,
-)
-def _same(call: Call) -> Linear:
-    return Diagonal(None, call.shape(), call.out.shape)
-
-
-class Cast(Diagonal):
-    """The identity between two dtypes."""
-
-    def __init__(self, shape: Shape, source: torch.dtype, result: torch.dtype):
-        super().__init__(None, shape, shape)
-        self.source_dtype, self.result_dtype = source, result
-
-    def apply(self, u: Tensor) -> Tensor:
-        return u.to(self.result_dtype)
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return g.to(self.source_dtype)
-
-
-@rule(
+    aten.positive.default,
+    # the registry promotes an operand of another dtype than the result, so a cast is the identity too
     aten._to_copy.default,
     aten.to.dtype,
     aten.to.dtype_layout,
     aten.to.device,
     aten.to.other,
     aten.type_as.default,
+    aten.expand.default,
+    aten.expand_as.default,
+    aten.broadcast_to.default,
     passes_gate=True,
 )
-def _cast(call: Call) -> Linear:
-    if call.x.dtype == call.out.dtype:
-        return Diagonal(None, call.shape(), call.out.shape)
-    return Cast(call.shape(), call.x.dtype, call.out.dtype)
+def _same(call: Call) -> Linear:
+    return Diagonal(None, call.shape(), call.out.shape)
 
 
-# The same values, in another shape -------------------------------------------------------------------------------
+@rule(aten.copy.default, content="src", passes_gate=True)
+def _copy(call: Call) -> Linear:
+    """The values of `src` in the place of all those of `self`."""
+    return Diagonal(None, call.shape(), call.out.shape)
+
+
+@rule(aten.tril.default, aten.triu.default, passes_gate=True)
+def _triangle(call: Call) -> Linear:
+    return Diagonal(call.replay(self=torch.ones_like(call.x)), call.shape(), call.out.shape)
+
+
+# The same values, in another shape ------------------------------------------------------------------------------------
 
 moves(
     aten.view.default,
@@ -84,6 +82,7 @@ moves(
     aten.view_as.default,
     aten.flatten.using_ints,
     aten.unflatten.int,
+    aten.ravel.default,
     aten.squeeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
@@ -101,57 +100,53 @@ class Permute(Moves):
         self.dims = dims
 
     def carry(self, mass: Mass) -> Mass:
-        parts = []
+        total = Mass((), self.operand)
         for part in mass.parts:
             if isinstance(part, Even):
-                parts.append(Even(self.transpose(part.value), frozenset(self.dims[d] for d in part.even)))
+                moved = Even(self.transpose(part.value), frozenset(self.dims[d] for d in part.even))
             else:
-                parts.append(Even(self.transpose(part.dense(mass.shape))))
-        return Mass(tuple(parts[:1]), self.operand) if len(parts) == 1 else _sum(parts, self.operand)
+                moved = Even(self.transpose(part.dense(mass.shape)))
+            total = total + Mass((moved,), self.operand)
+        return total
 
 
-def _sum(parts: list[Even], shape: Shape) -> Mass:
-    total = Mass((parts[0],), shape)
-    for part in parts[1:]:
-        total = total + Mass((part,), shape)
-    return total
-
-
-@rule(aten.permute.default, passes_gate=True)
+@rule(
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.movedim.int,
+    aten.movedim.intlist,
+    aten.moveaxis.int,
+    aten.moveaxis.intlist,
+    aten.mT.default,
+    aten.mH.default,
+    aten.adjoint.default,
+    aten.numpy_T.default,
+    passes_gate=True,
+)
 def _permute(call: Call) -> Linear:
-    ndim = len(call.shape())
-    return Permute([d % ndim for d in call["dims"]], call.shape())
-
-
-@rule(aten.transpose.int, aten.t.default, aten.swapaxes.default, passes_gate=True)
-def _transpose(call: Call) -> Linear:
-    dims = list(range(len(call.shape())))
-    if len(dims) > 1:
-        a = call.operands.get("dim0", call.operands.get("axis0", 0))
-        b = call.operands.get("dim1", call.operands.get("axis1", 1))
-        dims[a], dims[b] = dims[b], dims[a]
-    return Permute(dims, call.shape())
+    """The operator itself says where the dimensions go, on a tensor of sizes 2, 3, 4, ..."""
+    sizes = range(2, 2 + len(call.shape()))
+    probe = call.replay(self=torch.empty(tuple(sizes), device="meta"))
+    return Permute([sizes.index(s) for s in probe.shape], call.shape())
 
 
 moves(aten.flip.default, back=lambda call, g: g.flip(call["dims"]))
-moves(
-    aten.roll.default,
-    back=lambda call, g: torch.roll(g, [-s for s in _ints(call["shifts"])], tuple(_ints(call["dims"]))),
-)
 moves(aten.pixel_shuffle.default, back=lambda call, g: F.pixel_unshuffle(g, call["upscale_factor"]))
 moves(aten.pixel_unshuffle.default, back=lambda call, g: F.pixel_shuffle(g, call["downscale_factor"]))
 
 
-def _ints(value: Any) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
+def _roll_back(call: Call, g: Tensor) -> Tensor:
+    shifts, dims = ([v] if isinstance(v, int) else list(v) for v in (call["shifts"], call["dims"]))
+    return torch.roll(g, [-s for s in shifts], dims)
 
 
-# A part of the values ----------------------------------------------------------------------------------------------
+moves(aten.roll.default, back=_roll_back)
 
 
-def zeros(like: Tensor, shape: Shape) -> Tensor:
-    """Zeros of a shape, of the dtype and device of another tensor."""
-    return like.new_zeros(tuple(shape))
+# A part of the values -------------------------------------------------------------------------------------------------
 
 
 def _slice_back(call: Call, g: Tensor) -> Tensor:
@@ -169,66 +164,67 @@ moves(
     aten.select.int,
     back=lambda call, g: torch.select_scatter(zeros(g, call.shape()), g, call["dim"], call["index"]),
 )
-moves(
-    aten.index_select.default,
-    back=lambda call, g: torch.index_add(zeros(g, call.shape()), call["dim"], call["index"], g),
-)
-moves(
-    aten.gather.default,
-    back=lambda call, g: torch.scatter_add(zeros(g, call.shape()), call["dim"], call["index"], g),
-)
 
 
-@rule(aten.index.Tensor, passes_gate=True)
-def _index(call: Call) -> Linear:
-    def back(g: Tensor) -> Tensor:
-        return torch.ops.aten.index_put.default(zeros(g, call.shape()), call["indices"], g, True)
-
-    return Moves(lambda u: call.replay(self=u), back, call.shape())
-
-
-def _offsets(call: Call) -> tuple[int, list[int]]:
-    """Dimension and piece sizes of the operators that cut a tensor in pieces."""
-    dim = call["dim"] % len(call.shape())
-    size = call.shape()[dim]
-    if "split_sizes" in call.operands:
-        return dim, list(call["split_sizes"])
-    if "chunks" in call.operands:
-        step = -(-size // call["chunks"])
-    elif "split_size" in call.operands:
-        step = call["split_size"]
-    else:
-        cuts = [0, *(min(i, size) for i in call["indices"]), size]
-        return dim, [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
-    return dim, [min(step, size - at) for at in range(0, size, step)]
+def piece(shape: Shape, dim: int, start: Any, length: Any) -> Moves:
+    """The positions start .. start + length of dimension `dim`."""
+    return Moves(
+        lambda u: u.narrow(dim, start, length),
+        lambda g: torch.slice_scatter(zeros(g, shape), g, dim, start, start + length, 1),
+        shape,
+    )
 
 
-def _piece_back(call: Call, g: Tensor) -> Tensor:
-    dim, sizes = _offsets(call)
-    assert call.output is not None
-    start = sum(sizes[: call.output])
-    return torch.slice_scatter(zeros(g, call.shape()), g, dim, start, start + sizes[call.output], 1)
+@rule(aten.narrow.default, passes_gate=True)
+def _narrow(call: Call) -> Linear:
+    start, dim = call["start"], call["dim"] % len(call.shape())
+    if isinstance(start, int) and start < 0:
+        start = start + call.shape()[dim]
+    return piece(call.shape(), dim, start, call["length"])
 
 
-moves(
+@rule(
     aten.split_with_sizes.default,
     aten.split.Tensor,
+    aten.split.sizes,
+    aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default,
     aten.chunk.default,
+    aten.unsafe_chunk.default,
     aten.tensor_split.indices,
-    back=_piece_back,
+    aten.tensor_split.sections,
+    passes_gate=True,
 )
+def _part(call: Call) -> Linear:
+    """The operator itself says where its parts lie, on the list of positions."""
+    shape = call.shape()
+    dim = call["dim"] % len(shape)
+    own = call.replay(self=torch.arange(shape[dim]), dim=0)
+    return piece(shape, dim, int(own[0]) if len(own) else 0, len(own))
+
+
 moves(
     aten.unbind.int,
     back=lambda call, g: torch.select_scatter(zeros(g, call.shape()), g, call["dim"], call.output),
 )
 
 
-# Values read more than once ----------------------------------------------------------------------------------------
+def _diagonal_back(call: Call, g: Tensor) -> Tensor:
+    shape = list(call.shape())
+    ndim, offset = len(shape), call["offset"]
+    one, two = call["dim1"] % ndim, call["dim2"] % ndim
+    rows, columns = shape[one], shape[two]
+    at = torch.arange(g.shape[-1], device=g.device)
+    index = (at + max(-offset, 0)) * columns + at + max(offset, 0)
+    rest = [s for d, s in enumerate(shape) if d not in (one, two)]
+    flat = torch.index_add(zeros(g, [*rest, rows * columns]), -1, index, g)
+    return torch.movedim(flat.reshape([*rest, rows, columns]), (-2, -1), (one, two))
 
 
-@rule(aten.expand.default, aten.expand_as.default, aten.broadcast_to.default, passes_gate=True)
-def _expand(call: Call) -> Linear:
-    return Diagonal(None, call.shape(), call.out.shape)
+moves(aten.diagonal.default, back=_diagonal_back)
+
+
+# Values read more than once -------------------------------------------------------------------------------------------
 
 
 def _repeat_back(call: Call, g: Tensor) -> Tensor:
@@ -238,19 +234,30 @@ def _repeat_back(call: Call, g: Tensor) -> Tensor:
     return g.sum(tuple(range(0, 2 * len(shape), 2))).reshape(call.shape())
 
 
-moves(aten.repeat.default, back=_repeat_back)
-
-
 def _interleave_back(call: Call, g: Tensor) -> Tensor:
     shape = list(call.shape())
+    if call["dim"] is None:
+        return g.reshape([*shape, call["repeats"]]).sum(-1)
     dim = call["dim"] % len(shape)
-    return g.reshape([*shape[:dim], shape[dim], call["repeats"], *shape[dim + 1 :]]).sum(dim + 1)
+    return g.reshape([*shape[: dim + 1], call["repeats"], *shape[dim + 1 :]]).sum(dim + 1)
 
 
+def _unfold_back(call: Call, g: Tensor) -> Tensor:
+    """Windows of a dimension, the place in the window the last dimension: overlaps add up."""
+    shape = list(call.shape())
+    dim = call["dimension"] % len(shape)
+    windows, size = g.shape[dim], call["size"]
+    index = torch.arange(windows)[:, None] * call["step"] + torch.arange(size)
+    g = torch.movedim(g, -1, dim + 1).reshape([*shape[:dim], windows * size, *shape[dim + 1 :]])
+    return torch.index_add(zeros(g, shape), dim, index.flatten().to(g.device), g)
+
+
+moves(aten.repeat.default, back=_repeat_back)
 moves(aten.repeat_interleave.self_int, back=_interleave_back)
+moves(aten.unfold.default, back=_unfold_back)
 
 
-# Padding -----------------------------------------------------------------------------------------------------------
+# Padding --------------------------------------------------------------------------------------------------------------
 
 
 class Pad(Moves):
@@ -304,11 +311,10 @@ def _pad(call: Call) -> tuple[Linear, Bias | None]:
     linear = Pad(pad, mode, call.shape(), call.x.device)
     if mode != "constant" or value == 0:
         return linear, None
-    inside = F.pad(torch.ones_like(call.x), pad)
-    return linear, Bias((1 - inside) * value)
+    return linear, Bias(F.pad(torch.zeros_like(call.x), pad, value=value)).finite()
 
 
-# Several operands side by side ---------------------------------------------------------------------------------------
+# Several operands side by side ----------------------------------------------------------------------------------------
 
 
 class Piece(Moves):
@@ -339,7 +345,7 @@ class Piece(Moves):
         return Mass((Even(own),), self.operand)
 
 
-@rule(aten.cat.default, content="tensors")
+@rule(aten.cat.default, aten.concat.default, aten.concatenate.default, content="tensors")
 def _cat(call: Call) -> Affine:
     tensors, ndim = call["tensors"], len(call.out.shape)
     dim = call["dim"] % ndim
@@ -396,5 +402,3 @@ class _Stacked(Moves):
     def carry(self, mass: Mass) -> Mass:
         inner = self.piece.carry(mass)
         return Mass((Even(inner.dense().squeeze(self.piece.dim)),), self.operand)
-
-
