@@ -52,7 +52,7 @@ class NodeInfo:
 
 
 @dataclass
-class _Program:
+class Program:
     """Everything made from one capture."""
 
     captured: Captured
@@ -132,8 +132,8 @@ class Explainer(nn.Module):
             require_eval(self.model)
         self.explain, self.output, self.rules, self.bias = explain, output, rule_set(rules), bias
         self.roles, self.dynamic_batch = dict(roles or {}), dynamic_batch
-        self._programs: list[_Program] = []
-        self._current: _Program | None = None
+        self._programs: list[Program] = []
+        self._current: Program | None = None
         self.training = False
 
     # Capture ------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Explainer(nn.Module):
         self._current = program
         return self
 
-    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> _Program:
+    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Program:
         own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
         source = self.model if self.model is not None else self._exported
         assert source is not None
@@ -173,7 +173,7 @@ class Explainer(nn.Module):
         sources = select_sources(captured, self.rules, self.explain)
         tagged = tag(captured, self.rules, sources, select_output(captured, self.output), self.roles)
         module = explainer_graph(tagged, POLICIES[self.bias])
-        return _Program(captured, tagged, module, split(module))
+        return Program(captured, tagged, module, split(module))
 
     def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.model is not None:
@@ -197,7 +197,8 @@ class Explainer(nn.Module):
                 return f"the input is on {leaf.device}, the model on {_names(devices)}: move one (.to(device))"
         return None
 
-    def _program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Program, list[Any]]:
+    def program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
+        """What was captured for inputs like these (captured now where nothing fits), and their leaves in its order."""
         leaves = pytree.tree_leaves((args, kwargs))
         program = self._current
         if program is None or not _fits(program, leaves):
@@ -241,7 +242,7 @@ class Explainer(nn.Module):
             InputError: not tensors, another rank or dtype, NaN or inf (names the input).
             TargetError: out of range or of the wrong shape.
         """
-        program, leaves = self._program_for(args, kwargs)
+        program, leaves = self.program_for(args, kwargs)
         if not torch.compiler.is_compiling():
             _check_finite(program.captured, leaves)
         outputs, residuals = program.halves.forward(*leaves)
@@ -264,7 +265,7 @@ class Explainer(nn.Module):
     # Looking inside -----------------------------------------------------------------------------------------------
 
     @property
-    def _ready(self) -> _Program:
+    def _ready(self) -> Program:
         if self._current is None:
             raise OmennError("nothing is captured yet: give example_inputs to transform, or call the explainer once")
         return self._current
@@ -313,7 +314,7 @@ class Explainer(nn.Module):
         """
         args = (inputs,) if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else ()
         kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
-        program, leaves = self._program_for(args, kwargs)
+        program, leaves = self.program_for(args, kwargs)
         _check_finite(program.captured, leaves)
         tagged = program.tagged
         target = _content_node(tagged, to)
@@ -349,7 +350,7 @@ def _content_node(tagged: Tagged, name: str) -> fx.Node:
 # Checks of the inputs ---------------------------------------------------------------------------------------------
 
 
-def _fits(program: _Program, leaves: Sequence[Any]) -> bool:
+def _fits(program: Program, leaves: Sequence[Any]) -> bool:
     """Whether inputs have the captured shapes, dtypes and devices; the batch is free where it is dynamic."""
     nodes = program.captured.inputs
     if len(nodes) != len(leaves):
@@ -379,7 +380,7 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
         raise InputError("no input is a tensor with a batch dimension: give tensors of shape [N, ...]")
 
 
-def _check_rank(program: _Program | None, leaves: Sequence[Any]) -> None:
+def _check_rank(program: Program | None, leaves: Sequence[Any]) -> None:
     if program is None:
         return
     for node, leaf in zip(program.captured.inputs, leaves, strict=False):
@@ -401,7 +402,7 @@ def _check_finite(captured: Captured, leaves: Sequence[Any]) -> None:
             raise InputError(f"input '{node.name}' holds {what}: no explanation exists for it")
 
 
-def _mismatch(program: _Program | None, leaves: Sequence[Any]) -> str:
+def _mismatch(program: Program | None, leaves: Sequence[Any]) -> str:
     assert program is not None
     parts = []
     for node, leaf in zip(program.captured.inputs, leaves, strict=False):
