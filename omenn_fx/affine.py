@@ -67,8 +67,8 @@ class AffineMap:
             _, form = self._twin.form(self._to)
             pairs = zip(self._slots(), parts, strict=True)
             return _total(form.terms[s].apply(p) for s, p in pairs)
-        reached = self._twin.push(dict(zip(self._since, parts, strict=True)))
-        return reached[self._to] if self._to in reached else torch.zeros_like(self.value)
+        reached = self._twin.push(dict(zip(self._since, parts, strict=True)), until=self._to)
+        return torch.zeros_like(self.value) if reached is None else reached
 
     @torch.no_grad()
     def rmatvec(self, v: Tensor) -> Vector:
@@ -94,7 +94,7 @@ class AffineMap:
                 return torch.zeros_like(self.value) if form.bias is None else form.bias.dense(self.value)
             start = {s: self._twin.values[s] for s in self._sources if s not in self._since}
             start.update({s: torch.zeros_like(o) for s, o in zip(self._since, self.operands, strict=True)})
-            return self._twin.push(start, bias=True)[self._to]
+            return self._twin.push(start, until=self._to, bias=True)
 
     def to_dense(self, max_elements: int = 2**26) -> Tensor:
         """The matrix W, [result numel, domain numel]. SizeError above `max_elements` (64 M: 256 MB of float32)."""

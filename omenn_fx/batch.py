@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from omenn_fx.capture import is_symbolic, place_of
+from omenn_fx.capture import place_of
 from omenn_fx.errors import OmennError
+from omenn_fx.exporting import is_symbolic
 from omenn_fx.mass import Mass, Product
 from omenn_fx.roles import Tagged, producer, slots_of, value_of
 
@@ -23,8 +24,13 @@ aten = torch.ops.aten
 _RESHAPES = {
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
     aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.reshape_as.default,
+    aten.view_as.default, aten.ravel.default,
 }  # fmt: skip
-_PERMUTES = {aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default}
+_PERMUTES = {
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.swapdims.default,
+    aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist, aten.mT.default, aten.mH.default,
+    aten.adjoint.default, aten.numpy_T.default,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,7 @@ def _reshaped(at: Layout, before: list[int], shape: list[int], size: int) -> Lay
 
 
 def _permuted(call: fx.Node, dim: int, ndim: int) -> int:
-    args: Any = call.args
-    if call.target is aten.permute.default:
-        return [d % ndim for d in args[1]].index(dim)
-    first, second = (0, 1) if call.target is aten.t.default else (args[1] % ndim, args[2] % ndim)
-    return {first: second, second: first}.get(dim, dim) if ndim > 1 else dim
+    """Where a permutation moves a dimension: the operator itself says, on a tensor of sizes 2, 3, 4, ..."""
+    sizes = range(2, 2 + ndim)
+    probe = call.target(torch.empty(tuple(sizes), device="meta"), *call.args[1:], **call.kwargs)
+    return probe.shape.index(sizes[dim])

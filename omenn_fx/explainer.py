@@ -15,23 +15,15 @@ from torch.export import ExportedProgram
 
 import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.affine import AffineMap, Recorder
-from omenn_fx.capture import (
-    Captured,
-    Source,
-    batch_size,
-    capture,
-    flatten_inputs,
-    is_symbolic,
-    load_source,
-    place_of,
-    require_eval,
-)
+from omenn_fx.capture import Captured, capture, place_of
 from omenn_fx.carry import POLICIES
 from omenn_fx.errors import CaptureError, InputError, OmennError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+from omenn_fx.exporting import Source, load_source, require_eval
+from omenn_fx.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
 from omenn_fx.lower import Halves, explainer_graph, split
 from omenn_fx.registry import RuleSet, rule_set
-from omenn_fx.roles import Decision, Role, Tagged, producer, tag, value_of
+from omenn_fx.roles import Decision, Role, Tagged, producer, tag
 from omenn_fx.select import Explain, Output, select_output, select_sources
 from omenn_fx.target import Target, resolve
 from omenn_fx.twin import Twin
@@ -142,19 +134,19 @@ class Explainer(nn.Module):
     def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
         leaves = pytree.tree_leaves((args, kwargs))
-        _check_leaves(leaves)
+        check_leaves(leaves)
         if self.model is not None:
             require_eval(self.model)
         elif self._programs:
             raise InputError(
-                f"these inputs do not fit the exported program: {_mismatch(self._current, leaves)}; it cannot be "
+                f"these inputs do not fit the exported program: {mismatch(self._captured, leaves)}; it cannot be "
                 "captured anew, transform the model itself"
             )
         self._check_signature(args, kwargs)
         with torch.inference_mode(False), torch.no_grad():
             program = self._build(args, kwargs, leaves)
         if self._current is not None:
-            log.warning("captured anew for new inputs: %s", _mismatch(self._current, leaves))
+            log.warning("captured anew for new inputs: %s", mismatch(self._captured, leaves))
         self._programs.append(program)
         self._current = program
         return self
@@ -201,14 +193,14 @@ class Explainer(nn.Module):
         """What was captured for inputs like these (captured now where nothing fits), and their leaves in its order."""
         leaves = pytree.tree_leaves((args, kwargs))
         program = self._current
-        if program is None or not _fits(program, leaves):
+        if program is None or not fits(program.captured, leaves):
             for candidate in self._programs:
-                if _fits(candidate, leaves):
+                if fits(candidate.captured, leaves):
                     program = self._current = candidate
                     break
             else:
-                _check_leaves(leaves)
-                _check_rank(self._current, leaves)
+                check_leaves(leaves)
+                check_rank(self._captured, leaves)
                 self.prepare(*args, **kwargs)
                 program = self._current
                 assert program is not None
@@ -244,7 +236,7 @@ class Explainer(nn.Module):
         """
         program, leaves = self.program_for(args, kwargs)
         if not torch.compiler.is_compiling():
-            _check_finite(program.captured, leaves)
+            check_finite(program.captured, leaves)
         outputs, residuals = program.halves.forward(*leaves)
         resolved = resolve(target, outputs)
         results = [program.halves.backward(g, *residuals) for g in resolved.cotangents(outputs)]
@@ -263,6 +255,10 @@ class Explainer(nn.Module):
         return Explanation(outputs, resolved.index, value, inputs, BiasTable(biased, shares, value))
 
     # Looking inside -----------------------------------------------------------------------------------------------
+
+    @property
+    def _captured(self) -> Captured | None:
+        return None if self._current is None else self._current.captured
 
     @property
     def _ready(self) -> Program:
@@ -315,7 +311,7 @@ class Explainer(nn.Module):
         args = (inputs,) if isinstance(inputs, Tensor) else inputs if isinstance(inputs, tuple) else ()
         kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
         program, leaves = self.program_for(args, kwargs)
-        _check_finite(program.captured, leaves)
+        check_finite(program.captured, leaves)
         tagged = program.tagged
         target = _content_node(tagged, to)
         values = Recorder(program.captured.module).record(leaves)
@@ -345,76 +341,6 @@ def _content_node(tagged: Tagged, name: str) -> fx.Node:
                 raise ValueError(f"node '{name}' is a {tagged.role[node].value}: only content nodes have an affine map")
             return node
     raise ValueError(f"there is no node '{name}' (explainer.nodes lists them)")
-
-
-# Checks of the inputs ---------------------------------------------------------------------------------------------
-
-
-def _fits(program: Program, leaves: Sequence[Any]) -> bool:
-    """Whether inputs have the captured shapes, dtypes and devices; the batch is free where it is dynamic."""
-    nodes = program.captured.inputs
-    if len(nodes) != len(leaves):
-        return False
-    size = batch_size(leaves)
-    for node, leaf in zip(nodes, leaves, strict=True):
-        value = value_of(node)
-        if isinstance(value, Tensor) != isinstance(leaf, Tensor):
-            return False
-        if not isinstance(leaf, Tensor):
-            if value != leaf:
-                return False
-            continue
-        if leaf.dtype != value.dtype or leaf.device != value.device or leaf.ndim != value.ndim:
-            return False
-        for want, have in zip(value.shape, leaf.shape, strict=True):
-            if have != (size if is_symbolic(want) else want):
-                return False
-    return True
-
-
-def _check_leaves(leaves: Sequence[Any]) -> None:
-    for leaf in leaves:
-        if not isinstance(leaf, (Tensor, int, float, bool, str, type(None))):
-            raise InputError(f"an input is a {type(leaf).__name__}, not a torch.Tensor; convert it first")
-    if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
-        raise InputError("no input is a tensor with a batch dimension: give tensors of shape [N, ...]")
-
-
-def _check_rank(program: Program | None, leaves: Sequence[Any]) -> None:
-    if program is None:
-        return
-    for node, leaf in zip(program.captured.inputs, leaves, strict=False):
-        value = value_of(node)
-        if isinstance(value, Tensor) and isinstance(leaf, Tensor):
-            if leaf.ndim != value.ndim:
-                raise InputError(
-                    f"input '{node.name}' has {leaf.ndim} dimensions {tuple(leaf.shape)}, captured with {value.ndim} "
-                    f"({', '.join(map(str, value.shape))})"
-                )
-            if leaf.is_floating_point() != value.is_floating_point():
-                raise InputError(f"input '{node.name}' is {leaf.dtype}, captured as {value.dtype}; convert it first")
-
-
-def _check_finite(captured: Captured, leaves: Sequence[Any]) -> None:
-    for node, leaf in zip(captured.inputs, leaves, strict=True):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
-            what = "NaN" if torch.isnan(leaf).any() else "inf"
-            raise InputError(f"input '{node.name}' holds {what}: no explanation exists for it")
-
-
-def _mismatch(program: Program | None, leaves: Sequence[Any]) -> str:
-    assert program is not None
-    parts = []
-    for node, leaf in zip(program.captured.inputs, leaves, strict=False):
-        value = value_of(node)
-        if isinstance(leaf, Tensor) and isinstance(value, Tensor):
-            have = f"{tuple(leaf.shape)} {leaf.dtype} {leaf.device}"
-            want = f"({', '.join(map(str, value.shape))}) {value.dtype} {value.device}"
-            if have != want:
-                parts.append(f"'{node.name}' is {have}, was {want}")
-        elif leaf != value:
-            parts.append(f"'{node.name}' is {leaf!r}, was {value!r}")
-    return "; ".join(parts) or "another structure of inputs"
 
 
 def _names(values: Any) -> str:

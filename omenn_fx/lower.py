@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.proxy import GraphAppendingTracer
 
 from omenn_fx.batch import layouts
-from omenn_fx.capture import is_symbolic
 from omenn_fx.carry import Policy
+from omenn_fx.exporting import is_symbolic
 from omenn_fx.roles import Tagged, value_of
 from omenn_fx.twin import Twin, dense_or_zero
 

@@ -57,8 +57,11 @@ class Twin:
             self._forms[node] = call, rule.affine(call)
         return self._forms[node]
 
-    def push(self, tangents: Mapping[fx.Node, Any], bias: bool = False) -> dict[fx.Node, Any]:
-        """Walk forwards: W applied to tangents (and b added). A node with a tangent keeps it, whatever reaches it."""
+    def push(self, tangents: Mapping[fx.Node, Any], until: fx.Node, bias: bool = False) -> Any:
+        """Walk forwards to a node: W applied to tangents (and b added); None where nothing reaches it.
+
+        A node with a tangent keeps it, whatever reaches it.
+        """
         reached: dict[fx.Node, Any] = dict(tangents)
         for node in self.tagged.content:
             if node in reached or node in self.tagged.sources.values():
@@ -74,7 +77,9 @@ class Twin:
                 total = b if total is None else total + b
             if total is not None:
                 reached[node] = total
-        return reached
+            if node is until:
+                break
+        return reached.get(until)
 
     def pull(
         self,
