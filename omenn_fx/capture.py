@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from omenn_fx.errors import CaptureError, Place
-from omenn_fx.exporting import batch_size, batch_symbol, export, require_eval
+from omenn_fx.exporting import batch_size, batch_symbol, export, quiet, require_eval
 from omenn_fx.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.registry import RuleSet
 
@@ -77,7 +77,11 @@ def capture(
         table = torch.export.default_decompositions()
         for op in [op for op in table if op in rules]:
             table.pop(op)
-        program = program.run_decompositions(table)
+        with quiet():
+            decomposed = program.run_decompositions(table)
+        effects = any(spec.kind == InputKind.TOKEN for spec in decomposed.graph_signature.input_specs)
+        # Ordered side effects (error checks of linear algebra) have no affine form: name the operator as it was.
+        program = program if effects and functional else decomposed
     return _flatten(program)
 
 

@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -115,7 +116,7 @@ def _export_at(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
         if program is not None:
             return program
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise CaptureError(_explain(error)) from error
@@ -140,7 +141,7 @@ def _export_dynamic(
             shapes[t] = {0: Dim.AUTO}
     wide_args, wide_kwargs = pytree.tree_unflatten(wide, spec)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the static capture that follows reports what is really wrong
         return None, (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -156,7 +157,7 @@ def _widened_batch(leaf: Any, size: int) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch logs and prints pages of its internals where an export fails; CaptureError says what matters."""
     loggers = [logging.getLogger(name) for name in ("torch.fx", "torch.export", "torch._export", "torch._dynamo")]
     levels = [logger.level for logger in loggers]
@@ -164,7 +165,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.CRITICAL)
     written = io.StringIO()
     try:
-        with redirect_stderr(written):
+        with redirect_stderr(written), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
             yield
         sys.stderr.write(written.getvalue())  # what the model itself wrote
     finally:

@@ -1,0 +1,44 @@
+"""What every test needs: torchvision beside a CPU build of torch, one thread per worker, the shared files."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+_kept = []  # torch.library definitions live as long as their objects
+
+
+def _define_torchvision_ops() -> None:
+    """torchvision's wheel beside a CPU build of torch lacks its compiled operators and cannot be imported without."""
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    for op in ("nms", "qnms"):
+        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept.append(library)
+
+
+_define_torchvision_ops()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    torch.manual_seed(0)
+
+
+def shared_path(*parts: str) -> Path:
+    """A file of the folder shared/ beside the repository; the test is skipped where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs shared/{'/'.join(parts)} beside the repository, which is not here")
+    return path
+
+
+@pytest.fixture
+def shared():
+    """shared("assets", "models", ...) -> Path, or the test is skipped."""
+    return shared_path
