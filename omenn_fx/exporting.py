@@ -167,6 +167,7 @@ def quiet() -> Iterator[None]:
     try:
         with redirect_stderr(written), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            warnings.filterwarnings("ignore", message="(?s).*assigned during export")  # recurrent modules do so
             yield
         sys.stderr.write(written.getvalue())  # what the model itself wrote
     finally:

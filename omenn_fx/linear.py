@@ -54,7 +54,7 @@ class Diagonal(Linear):
         )
 
     def apply(self, u: Tensor) -> Tensor:
-        u = u.expand(*self.result) if self.broadcast else u
+        u = u.expand(tuple(self.result)) if self.broadcast else u
         return u if self.d is None else u * self.d
 
     def transpose(self, g: Tensor) -> Tensor:
@@ -183,7 +183,8 @@ class Reduction(Linear):
         self.dims = tuple(sorted(d % len(operand) for d in dims)) if len(operand) else ()
         self.keepdim, self.operand, self.scale = keepdim, operand, scale
 
-    def _with_dims(self, value: Tensor) -> Tensor:
+    def with_dims(self, value: Tensor) -> Tensor:
+        """A result with the summed dimensions kept."""
         if not self.keepdim:
             for d in self.dims:
                 value = value.unsqueeze(d)
@@ -193,10 +194,10 @@ class Reduction(Linear):
         return u.sum(self.dims, keepdim=self.keepdim) * self.scale if self.dims else u * self.scale
 
     def transpose(self, g: Tensor) -> Tensor:
-        return self._with_dims(g * self.scale).expand(*self.operand)
+        return self.with_dims(g * self.scale).expand(tuple(self.operand))
 
     def carry(self, mass: Mass) -> Mass:
-        even = Even(self._with_dims(mass.dense()), frozenset(self.dims))
+        even = Even(self.with_dims(mass.dense()), frozenset(self.dims))
         return Mass((even,), self.operand)
 
     def magnitude(self) -> Linear:

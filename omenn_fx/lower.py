@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.proxy import GraphAppendingTracer
 
 from omenn_fx.batch import layouts
@@ -43,7 +42,7 @@ class _Tracer(GraphAppendingTracer):
             name = f"constant_{len(self.constants)}"
             self.constants[name] = a
             node = self.create_node("get_attr", name, (), {}, name)
-            node.meta["val"] = a if self.fake_mode is None else self.fake_mode.from_tensor(a)
+            node.meta["val"] = a if self.fake_mode is None else self.fake_mode.from_tensor(a, static_shapes=True)
             return node
         return super().create_arg(a)
 
@@ -99,7 +98,7 @@ class Traced(fx.Proxy):
 
     @property
     def _fake(self) -> Any:
-        return _fake(self.node)
+        return _fake(self.node, self.tracer.fake_mode)
 
     def _size(self, dim: int, size: Any) -> Any:
         if not is_symbolic(size):
@@ -112,16 +111,23 @@ class Traced(fx.Proxy):
         return self.tracer.sizes[key]
 
 
-def _fake(node: fx.Node) -> Any:
-    """Shape and dtype of a node, found when first asked for."""
-    if "val" not in node.meta:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), _fake)
-        leaves = pytree.tree_leaves([_fake(n) for n in node.all_input_nodes])  # of tuples too: getitem reads them
-        mode = next(v.fake_mode for v in leaves if isinstance(v, FakeTensor))
-        with mode, torch.no_grad():
-            target: Any = node.target
-            call = getattr(args[0], target) if node.op == "call_method" else target
-            node.meta["val"] = call(*args[1:], **kwargs) if node.op == "call_method" else call(*args, **kwargs)
+def _fake(node: fx.Node, mode: Any) -> Any:
+    """Shape and dtype of a node, found when first asked for (with those of all nodes before it)."""
+    missing, found = [node], list[fx.Node]()
+    while missing:
+        at = missing.pop()
+        if "val" not in at.meta:
+            found.append(at)
+            missing += at.all_input_nodes
+    order = {n: i for i, n in enumerate(node.graph.nodes)} if len(found) > 1 else {}
+    for at in sorted(dict.fromkeys(found), key=lambda n: order.get(n, 0)):
+        args, kwargs = fx.map_arg((at.args, at.kwargs), lambda n: n.meta["val"])
+        target: Any = at.target
+        with mode, enable_python_dispatcher(), torch.no_grad():
+            if at.op == "call_method":
+                at.meta["val"] = getattr(args[0], target)(*args[1:], **kwargs)
+            else:
+                at.meta["val"] = target(*args, **kwargs)
     return node.meta["val"]
 
 

@@ -41,7 +41,7 @@ def spread(value: Tensor, source: Shape, target: Shape) -> Tensor:
     total = value.sum(tuple(range(lead, len(source)))) if lead < len(source) else value
     for _ in target[lead:]:
         total = total.unsqueeze(-1)
-    return (total / count).expand(*target)
+    return (total / count).expand(tuple(target))
 
 
 def is_one(size: Any) -> bool:
@@ -67,7 +67,7 @@ class Even:
         count: Any = 1
         for d in self.even:
             count = count * shape[d]
-        return (self.value / count).expand(*shape)
+        return (self.value / count).expand(tuple(shape))
 
     def scaled(self, factor: float) -> Even:
         return Even(self.value * factor, self.even)

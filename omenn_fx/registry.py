@@ -18,7 +18,7 @@ from omenn_fx.linear import Cast, Chain, Linear
 from omenn_fx.mass import Even, Mass, Product, Shape
 
 Tensor = torch.Tensor
-Op = Any  # torch._ops.OpOverload, or a function of the operator module
+Op = Any  # torch._ops.OpOverload, its name ("library.name.overload"), or a function of the operator module
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,11 @@ class RuleSet:
             self.add(Rule(op, None, **traits))
 
     def get(self, op: Op) -> Rule | None:
-        return self.table.get(op)
+        """The rule of an operator; one from a library that may not be installed is registered by its name."""
+        return self.table.get(op) or self.table.get(str(op))
 
     def __contains__(self, op: Op) -> bool:
-        return op in self.table
+        return self.get(op) is not None
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.table.values())

@@ -134,7 +134,8 @@ class _Tagger:
         if self.output not in self.carrying:
             raise NoContentError(self._why_no_content())
         slots = self._decide()
-        missing = [n for n in slots if n not in self.sources.values() and self._rule(producer(n)[0]) is None]
+        sources = set(self.sources.values())
+        missing = [n for n in self.order if n in slots and n not in sources and self._rule(producer(n)[0]) is None]
         if missing:
             raise UnsupportedOpError([place_of(producer(n)[0]) for n in missing], self.rules.name)
         role = {

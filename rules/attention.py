@@ -72,46 +72,46 @@ def _attention(call: Call) -> Linear:
 class BelowMaximum(Linear):
     """W u = u - (the winner of u along `dim`), ties sharing equally: softmax does not see a common shift."""
 
-    def __init__(self, winners: Tensor, dim: int, operand: Shape):
-        self.winners, self.dim, self.operand = winners, dim, operand
+    def __init__(self, winners: Tensor, dim: int, operand: Shape, sign: float = -1.0):
+        self.winners, self.dim, self.operand, self.sign = winners, dim, operand, sign
 
     def apply(self, u: Tensor) -> Tensor:
-        return u - (self.winners * u).sum(self.dim, keepdim=True)
+        return u + self.sign * (self.winners * u).sum(self.dim, keepdim=True)
 
     def transpose(self, g: Tensor) -> Tensor:
-        return g - self.winners * g.sum(self.dim, keepdim=True)
+        return g + self.sign * self.winners * g.sum(self.dim, keepdim=True)
 
     def carry(self, mass: Mass) -> Mass:
         return mass.moved(self.operand)
 
     def magnitude(self) -> Linear:
-        return Diagonal(None, self.operand, self.operand)
+        """A bound: at the winner itself the two parts cancel."""
+        return BelowMaximum(self.winners, self.dim, self.operand, sign=1.0)
 
 
 def _below(call: Call) -> tuple[BelowMaximum, Tensor, Tensor]:
-    """The map to u = x - max x, u itself, and Z = sum e^u."""
+    """The map to u = x - max x, u itself (-inf where x is), and Z = sum e^u."""
     x, dim = call.x, call["dim"]
-    top = x.amax(dim, keepdim=True)
+    top = torch.nan_to_num(x.amax(dim, keepdim=True), neginf=0.0)  # a row without anything but -inf
     wins = (x == top).to(x.dtype)
+    wins = torch.nan_to_num(wins / wins.sum(dim, keepdim=True), nan=0.0)
     below = x - top
-    return (
-        BelowMaximum(wins / wins.sum(dim, keepdim=True), dim, call.shape()),
-        below,
-        torch.exp(below).sum(dim, keepdim=True),
-    )
+    return BelowMaximum(wins, dim, call.shape()), below, torch.exp(below).sum(dim, keepdim=True)
 
 
 def _softmax(call: Call) -> tuple[Linear, Bias]:
-    """softmax(x) = e^u / Z with u = x - max x: diag((e^u - 1) / (u Z)) (I - max) x + 1 / Z, Z frozen."""
+    """softmax(x) = e^u / Z with u = x - max x: diag((e^u - 1) / (u Z)) (I - max) x + 1 / Z, Z frozen; 0 where masked."""
     centre, u, z = _below(call)
     ratio = torch.nan_to_num(torch.expm1(u) / u, nan=1.0) / z
-    return Chain(Diagonal(ratio, call.shape(), call.shape()), centre), Bias(1 / z)
+    shown = 1 - torch.isinf(u).to(u.dtype)
+    scale, base = torch.nan_to_num(ratio * shown, posinf=0.0), torch.nan_to_num(shown / z, posinf=0.0)
+    return Chain(Diagonal(scale, call.shape(), call.shape()), centre), Bias(base)
 
 
 def _log_softmax(call: Call) -> tuple[Linear, Bias]:
     """log softmax(x) = u - log Z, Z frozen."""
     centre, _, z = _below(call)
-    return centre, Bias(-torch.log(z))
+    return centre, Bias(-torch.log(z)).finite()
 
 
 rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, gate=True)(_softmax)

@@ -3,11 +3,12 @@ is the coefficient, or each takes half of the product (exact: a b = 1/2 (a) b + 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from omenn_fx.linear import Diagonal, Linear, Matrix, Reduction
+from omenn_fx.linear import Chain, Diagonal, Linear, Matrix, Moves, Reduction, Weighted
 from omenn_fx.mass import Even, Mass, Shape, sum_to
 from omenn_fx.registry import Affine, Bias, Call, Slot, rule
 
@@ -15,7 +16,7 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-# Sums ----------------------------------------------------------------------------------------------------------------
+# Sums ------------------------------------------------------------------------------------------------------------------
 
 
 def _sum(call: Call, factors: dict[str, Any]) -> Affine:
@@ -23,15 +24,17 @@ def _sum(call: Call, factors: dict[str, Any]) -> Affine:
     terms: dict[Slot, Linear] = {}
     for slot in call.content:
         factor = factors[slot.name]
-        terms[slot] = Diagonal(None if factor == 1 else factor, call.shape(slot), call.out.shape)
+        one = isinstance(factor, (int, float)) and factor == 1
+        terms[slot] = Diagonal(None if one else factor, call.shape(slot), call.out.shape)
     constant: Any = None
     for name, factor in factors.items():
         if Slot(name) not in terms:
-            value = call[name] if factor == 1 else call[name] * factor
+            one = isinstance(factor, (int, float)) and factor == 1
+            value = call[name] if one else call[name] * factor
             constant = value if constant is None else constant + value
     if isinstance(constant, (int, float)) and constant == 0:
         constant = None
-    return Affine(terms, None if constant is None else Bias(constant))
+    return Affine(terms, None if constant is None else Bias(constant).finite())
 
 
 @rule(aten.add.Tensor, aten.add.Scalar, content=("self", "other"), passes_gate=True)
@@ -39,7 +42,10 @@ def _add(call: Call) -> Affine:
     return _sum(call, {"self": 1, "other": call["alpha"]})
 
 
-@rule(aten.sub.Tensor, aten.sub.Scalar, content=("self", "other"), passes_gate=True)
+@rule(
+    aten.sub.Tensor, aten.sub.Scalar, aten.subtract.Tensor, aten.subtract.Scalar,
+    content=("self", "other"), passes_gate=True,
+)  # fmt: skip
 def _sub(call: Call) -> Affine:
     return _sum(call, {"self": 1, "other": -call["alpha"]})
 
@@ -49,25 +55,66 @@ def _rsub(call: Call) -> Affine:
     return _sum(call, {"self": -call["alpha"], "other": 1})
 
 
-# Element-wise products -----------------------------------------------------------------------------------------------
+@rule(aten.lerp.Scalar, aten.lerp.Tensor, content=("self", "end"))
+def _lerp(call: Call) -> Affine:
+    return _sum(call, {"self": 1 - call["weight"], "end": call["weight"]})
+
+
+# Element-wise products -------------------------------------------------------------------------------------------------
+
+
+def _factors(call: Call, left: str, right: str, scale: Any = 1) -> dict[Slot, Linear]:
+    """Each factor with the other as its coefficient, which is shared where both are content."""
+    slots = [slot for slot in call.content if slot.name in (left, right)]
+    share = scale / len(slots) if slots else 1
+    terms: dict[Slot, Linear] = {}
+    for slot in slots:
+        other = call[right if slot.name == left else left]
+        terms[slot] = Diagonal(other if share == 1 else other * share, call.shape(slot), call.out.shape)
+    return terms
 
 
 @rule(
-    aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor, content=("self", "other"), product=True, passes_gate=True
-)
+    aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor, aten.multiply.Scalar,
+    content=("self", "other"), product=True, passes_gate=True,
+)  # fmt: skip
 def _mul(call: Call) -> Affine:
-    terms: dict[Slot, Linear] = {}
-    for slot in call.content:
-        other = call["other" if slot.name == "self" else "self"]
-        coefficient = other if len(call.content) == 1 else other * 0.5
-        terms[slot] = Diagonal(coefficient, call.shape(slot), call.out.shape)
-    return Affine(terms)
+    return Affine(_factors(call, "self", "other"))
 
 
-@rule(aten.div.Tensor, aten.div.Scalar, content="self", passes_gate=True)
+@rule(
+    aten.div.Tensor, aten.div.Scalar, aten.divide.Tensor, aten.divide.Scalar, aten.true_divide.Tensor,
+    aten.true_divide.Scalar, passes_gate=True,
+)  # fmt: skip
 def _div(call: Call) -> Linear:
     """The divisor is always a coefficient."""
     return Diagonal(1 / call["other"], call.shape(), call.out.shape)
+
+
+def _with_addend(call: Call, terms: dict[Slot, Linear], product: Callable[[], Any], factor: Any = 1) -> Affine:
+    """factor * self + a product, either of which may be constant."""
+    added = call["self"] if factor == 1 else call["self"] * factor
+    if Slot("self") in call.content:
+        own = Diagonal(None if factor == 1 else factor, call.shape("self"), call.out.shape)
+        return Affine({Slot("self"): own, **terms}, None if terms else Bias(product()))
+    row = isinstance(added, (int, float)) is False and len(added.shape) == 1
+    return Affine(terms, Bias(added, dim=-1 if row else None).finite())
+
+
+@rule(aten.addcmul.default, content=("self", "tensor1", "tensor2"), product=("tensor1", "tensor2"))
+def _addcmul(call: Call) -> Affine:
+    a, b, scale = call["tensor1"], call["tensor2"], call["value"]
+    return _with_addend(call, _factors(call, "tensor1", "tensor2", scale), lambda: a * b * scale)
+
+
+@rule(aten.addcdiv.default, content=("self", "tensor1"))
+def _addcdiv(call: Call) -> Affine:
+    scale = call["value"] / call["tensor2"]
+    slot = Slot("tensor1")
+    terms: dict[Slot, Linear] = {}
+    if slot in call.content:
+        terms[slot] = Diagonal(scale, call.shape(slot), call.out.shape)
+    return _with_addend(call, terms, lambda: call["tensor1"] * scale)
 
 
 # Matrix products -------------------------------------------------------------------------------------------------------
@@ -135,32 +182,58 @@ class RightMatrix(Linear):
         return RightMatrix(torch.abs(self.b), self.operand, self.result)
 
 
-def _product(call: Call, left: str, right: str, factor: Any = 1) -> dict[Slot, Linear]:
+def _product(call: Call, left: str, right: str, scale: Any = 1) -> dict[Slot, Linear]:
+    """Each matrix with the other as its coefficient; a vector is a matrix of one row or column, as in torch.matmul."""
+    vectors = [len(call[name].shape) == 1 for name in (left, right)]
+    result = list(call.out.shape)
+    wide = [*result, 1] if vectors[1] else result
+    wide = [*wide[:-1], 1, wide[-1]] if vectors[0] else wide
+    slots = [slot for slot in call.content if slot.name in (left, right)]
+    share = scale / len(slots) if slots else 1
     terms: dict[Slot, Linear] = {}
-    for slot in call.content:
-        other = call[right if slot.name == left else left]
-        share = factor / len(call.content)
+    for slot in slots:
+        first = slot.name == left
+        other, at = call[right if first else left], -1 if first else -2
+        other = other.unsqueeze(at) if vectors[first] else other
         other = other if share == 1 else other * share
-        kind = RightMatrix if slot.name == left else LeftMatrix
-        terms[slot] = kind(other, call.shape(slot), call.out.shape)
+        shape = list(call.shape(slot))
+        operand = [1, *shape] if first and vectors[0] else [*shape, 1] if vectors[1] and not first else shape
+        linear: Linear = (RightMatrix if first else LeftMatrix)(other, operand, wide)
+        if len(operand) > len(shape):
+            linear = Chain(linear, _reshaped(shape, operand))
+        terms[slot] = Chain(_reshaped(wide, result), linear) if len(wide) > len(result) else linear
     return terms
 
 
-@rule(aten.matmul.default, aten.mm.default, content=("self", "other"), product=True)
+def _reshaped(source: Shape, target: Shape) -> Linear:
+    return Moves(lambda u: u.reshape(tuple(target)), lambda g: g.reshape(tuple(source)), source)
+
+
+@rule(aten.matmul.default, content=("self", "other"), product=True)
 def _matmul(call: Call) -> Affine:
     return Affine(_product(call, "self", "other"))
 
 
-@rule(aten.bmm.default, content=("self", "mat2"), product=True)
+@rule(aten.bmm.default, aten.mm.default, content=("self", "mat2"), product=True)
 def _bmm(call: Call) -> Affine:
     return Affine(_product(call, "self", "mat2"))
 
 
-@rule(aten.addmm.default, content=("mat1", "mat2"), product=True)
+@rule(aten.mv.default, content=("self", "vec"), product=True)
+def _mv(call: Call) -> Affine:
+    return Affine(_product(call, "self", "vec"))
+
+
+@rule(aten.addmm.default, content=("self", "mat1", "mat2"), product=("mat1", "mat2"))
 def _addmm(call: Call) -> Affine:
-    added = call["self"] if call["beta"] == 1 else call["self"] * call["beta"]
-    vector = len(call["self"].shape) == 1
-    return Affine(_product(call, "mat1", "mat2", call["alpha"]), Bias(added, dim=-1 if vector else None))
+    terms = _product(call, "mat1", "mat2", call["alpha"])
+    return _with_addend(call, terms, lambda: torch.mm(call["mat1"], call["mat2"]) * call["alpha"], call["beta"])
+
+
+@rule(aten.baddbmm.default, content=("self", "batch1", "batch2"), product=("batch1", "batch2"))
+def _baddbmm(call: Call) -> Affine:
+    terms = _product(call, "batch1", "batch2", call["alpha"])
+    return _with_addend(call, terms, lambda: torch.bmm(call["batch1"], call["batch2"]) * call["alpha"], call["beta"])
 
 
 @rule(aten.linear.default, content="input")
@@ -171,7 +244,8 @@ def _linear(call: Call) -> tuple[Linear, Bias | None]:
 # Reductions ------------------------------------------------------------------------------------------------------------
 
 
-def _dims(call: Call) -> list[int]:
+def dims_of(call: Call) -> list[int]:
+    """The dimensions that a reduction runs over; all of them where it names none."""
     dims = call.operands.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     return list(dims) if dims else list(range(len(call.shape())))
@@ -179,12 +253,18 @@ def _dims(call: Call) -> list[int]:
 
 @rule(aten.sum.dim_IntList, aten.sum.default, passes_gate=True)
 def _total(call: Call) -> Linear:
-    return Reduction(_dims(call), call.operands.get("keepdim", False), call.shape())
+    return Reduction(dims_of(call), call.operands.get("keepdim", False), call.shape())
 
 
 @rule(aten.mean.dim, aten.mean.default, passes_gate=True)
 def _mean(call: Call) -> Linear:
-    dims, count = _dims(call), 1
+    dims, count = dims_of(call), 1
     for d in dims:
         count = count * call.shape()[d]
     return Reduction(dims, call.operands.get("keepdim", False), call.shape(), 1 / count)
+
+
+@rule(aten.cumsum.default)
+def _cumsum(call: Call) -> Linear:
+    dim = call["dim"]
+    return Weighted(lambda u: u.cumsum(dim), lambda g: g.flip(dim).cumsum(dim).flip(dim), call.shape(), call.out.shape)

@@ -44,7 +44,15 @@ class Convolution(Linear):
         self.n = len(self.kernel)
 
     def _down(self, u: Tensor, weight: Tensor, groups: int) -> Tensor:
-        return _CONV[self.n](u, weight, None, self.stride, self.padding, self.dilation, groups)
+        value = _CONV[self.n](u, weight, None, self.stride, self.padding, self.dilation, groups)
+        geometry = zip(
+            self.large[2:], self.small[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
+        )
+        for d, (large, small, k, s, p, dilation) in enumerate(geometry, 2):
+            windows = (large + 2 * p - dilation * (k - 1) - 1) // s + 1
+            if windows > small:  # an output padding as long as the stride makes a window too many
+                value = value.narrow(d, 0, small)
+        return value
 
     def _up(self, g: Tensor, weight: Tensor, groups: int) -> Tensor:
         rest = [
@@ -118,10 +126,16 @@ class Convolution(Linear):
         return moved
 
     def _may_read_nothing(self) -> bool:
-        """Windows wholly inside the padding, or gaps of a transposed convolution."""
-        if not self.is_forward:
-            return True
-        return any(p >= d * (k - 1) + 1 for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True))
+        """Whether there are windows wholly inside the padding, or gaps of a transposed convolution."""
+        geometry = zip(
+            self.large[2:], self.small[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
+        )
+        for large, small, k, s, p, d in geometry:
+            read = [(i * s + j * d - p, i) for i in range(int(small)) for j in range(k)]
+            inside = {(o, i) for o, i in read if 0 <= o < large}
+            if len({pair[self.is_forward] for pair in inside}) < (small if self.is_forward else large):
+                return True
+        return False
 
     def magnitude(self) -> Linear:
         return Convolution(
@@ -191,5 +205,3 @@ def _batched(
 ) -> Convolution:
     small, large = (call.out.shape, call.shape()) if forward else (call.shape(), call.out.shape)
     return Convolution(call["weight"], stride, padding, dilation, groups, small, large, forward)
-
-

@@ -98,10 +98,9 @@ function(aten.sqrt.default, slope=0.0, gate=True)
 # Not through the origin --------------------------------------------------------------------------------------------------
 
 function(aten.sigmoid.default, slope=0.25, at0=0.5, difference=lambda x: 0.5 * torch.tanh(0.5 * x), gate=True)
-function(
-    aten.hardsigmoid.default, slope=1 / 6, at0=0.5, difference=lambda x: torch.clamp(x / 6, -0.5, 0.5), gate=True
-)
-function(aten.exp.default, at0=1.0, difference=torch.expm1)
+function(aten.hardsigmoid.default, slope=1 / 6, at0=0.5, difference=lambda x: torch.clamp(x / 6, -0.5, 0.5), gate=True)
+# A decay or a softmax without its sum: a gate. At a mask's -inf it is 0 whatever x is near 0.
+function(aten.exp.default, at0=lambda call: 1 - torch.isinf(call.x).to(call.x.dtype), difference=torch.expm1, gate=True)
 function(aten.exp2.default, slope=math.log(2.0), at0=1.0, difference=lambda x: torch.expm1(math.log(2.0) * x))
 function(aten.cos.default, slope=0.0, at0=1.0, difference=lambda x: -2 * torch.sin(0.5 * x) ** 2)
 function(aten.cosh.default, slope=0.0, at0=1.0, difference=lambda x: 2 * torch.sinh(0.5 * x) ** 2)
@@ -131,7 +130,7 @@ def _logarithm(call: Call) -> Linear:
     return Diagonal(quotient(call.out, call.x, 0.0), call.shape(), call.out.shape)
 
 
-@rule(aten.pow.Scalar)
+@rule(aten.pow.Scalar, content="exponent")
 def _exponential(call: Call) -> tuple[Linear, Bias]:
     """c^x = e^(x log c)."""
     x, rate = call.x, math.log(call["self"])
@@ -193,7 +192,7 @@ def _clamp_between(call: Call) -> tuple[Linear, Bias]:
     zero = torch.clamp(torch.zeros_like(call.x), call["min"], call["max"])
     step = torch.finfo(call.out.dtype).tiny
     inside = torch.clamp(zero + step, call["min"], call["max"]) - torch.clamp(zero - step, call["min"], call["max"])
-    slope = (inside > 0).to(call.out.dtype)
+    slope = (inside > step).to(call.out.dtype)
     return Diagonal(quotient(call.out - zero, call.x, slope), call.shape(), call.out.shape), Bias(zero)
 
 

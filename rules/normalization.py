@@ -43,7 +43,9 @@ def _affine(call: Call, inner: Linear, weight: Any, bias: Bias | None) -> tuple[
 def _standardise(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, centre: bool = True) -> Linear:
     """(I - mean) / sigma over `dims`, sigma frozen."""
     if centre:
-        scale = torch.rsqrt(torch.var(x, dims, correction=0, keepdim=True) + eps)
+        trailing = [int(shape[d]) for d in dims]
+        # 1 / sigma as the fused norm computes it: many times faster than torch.var
+        scale = torch.native_layer_norm(x, trailing, None, None, eps)[2].to(x.dtype)
         return Chain(Diagonal(scale, shape, shape), Centre(dims, shape))
     return Diagonal(torch.rsqrt((x * x).mean(dims, keepdim=True) + eps), shape, shape)
 

@@ -1,12 +1,11 @@
-"""Pools and interpolation. Every averaging pool and every interpolation is separable: one small matrix per dimension.
-Max pools select the winners of their windows; ties share equally."""
+"""Pools. Every averaging pool is separable: one small matrix per dimension. Max pools select the winners of their windows;
+ties share equally."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from omenn_fx.linear import Linear, Reduction
 from omenn_fx.mass import Even, Mass, Shape
 from omenn_fx.registry import Call, rule
+from omenn_fx.rules.selection import winner
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -87,21 +87,22 @@ def average_matrix(size: int, out: int, kernel: int, stride: int, padding: int, 
 def adaptive_matrix(size: int, out: int) -> Tensor:
     """Rows of an adaptive average pool over one dimension, float64 [out, size]."""
     matrix = torch.zeros(out, size, dtype=torch.float64)
-    for i in range(out):
-        start, end = i * size // out, -(-(i + 1) * size // out)
+    for i, (start, end) in enumerate(adaptive_windows(size, out)):
         matrix[i, start:end] = 1 / (end - start)
     return matrix
 
 
-def _like(matrices: list[Tensor], x: Any) -> list[Tensor]:
+def adaptive_windows(size: int, out: int) -> list[tuple[int, int]]:
+    """Where the windows of an adaptive pool start and end."""
+    return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+
+
+def like(matrices: list[Tensor], x: Any) -> list[Tensor]:
     return [m.to(dtype=x.dtype, device=x.device) for m in matrices]
 
 
-@rule(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
-def _avg_pool(call: Call) -> Linear:
+def _avg_pool(call: Call, n: int) -> Linear:
     shape = call.shape()
-    n = len(_wide(call["kernel_size"], 1)) if not isinstance(call["kernel_size"], int) else len(shape) - 2
-    n = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}.get(call.op, n)
     kernel = _wide(call["kernel_size"], n)
     stride = _wide(call["stride"], n) if call["stride"] else kernel
     padding = _wide(call["padding"], n)
@@ -110,8 +111,14 @@ def _avg_pool(call: Call) -> Linear:
         for size, out, k, s, p in zip(shape[-n:], call.out.shape[-n:], kernel, stride, padding, strict=True)
     ]
     if call.operands.get("divisor_override"):
-        matrices[0] = matrices[0] * (math.prod(kernel) / call["divisor_override"])
-    return Separable(_like(matrices, call.x), shape)
+        matrices = [(m != 0).to(m.dtype) for m in matrices]
+        matrices[0] = matrices[0] / call["divisor_override"]
+    return Separable(like(matrices, call.x), shape)
+
+
+rule(aten.avg_pool1d.default)(partial(_avg_pool, n=1))
+rule(aten.avg_pool2d.default)(partial(_avg_pool, n=2))
+rule(aten.avg_pool3d.default)(partial(_avg_pool, n=3))
 
 
 @rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
@@ -121,53 +128,7 @@ def _adaptive_avg_pool(call: Call) -> Linear:
     if all(isinstance(o, int) and o == 1 for o in outs):
         dims = range(len(shape) - n, len(shape))
         return Reduction(list(dims), True, shape, 1 / math.prod(sizes))
-    return Separable(_like([adaptive_matrix(int(s), int(o)) for s, o in zip(sizes, outs, strict=True)], call.x), shape)
-
-
-# Interpolation ---------------------------------------------------------------------------------------------------------
-
-
-def _interpolation(*ops: Any, mode: str, n: int) -> None:
-    """The matrix of one dimension is the interpolation of the unit vectors along it."""
-
-    def matrix(size: int, out: int, align: bool | None, scale: float | None) -> Tensor:
-        unit = torch.eye(size, dtype=torch.float64)
-        if mode == "cubic":
-            image = unit.reshape(size, 1, size, 1)
-            rows = aten.upsample_bicubic2d.default(image, [out, 1], align, scale, None)
-            return rows.reshape(size, out).t()
-        if mode == "linear":
-            return aten.upsample_linear1d.default(unit[:, None], [out], align, scale)[:, 0].t()
-        kernel = aten.upsample_nearest1d if mode == "nearest" else aten._upsample_nearest_exact1d
-        return kernel.default(unit[:, None], [out], scale)[:, 0].t()
-
-    def form(call: Call) -> Linear:
-        shape, align = call.shape(), call.operands.get("align_corners")
-        factors = call.operands.get("scale_factors")
-        if factors is None:
-            names = {1: ["scales"], 2: ["scales_h", "scales_w"], 3: ["scales_d", "scales_h", "scales_w"]}[n]
-            factors = [call.operands.get(name) for name in names]
-        matrices = [
-            matrix(int(size), int(out), align, factor).contiguous()
-            for size, out, factor in zip(shape[-n:], call.out.shape[-n:], factors, strict=True)
-        ]
-        return Separable(_like(matrices, call.x), shape)
-
-    rule(*ops, content=("input",) if all("input" in _names(op) for op in ops) else ("self",))(form)
-
-
-def _names(op: Any) -> set[str]:
-    return {a.name for a in op._schema.arguments}
-
-
-for _n, _name in ((1, "linear1d"), (2, "bilinear2d"), (3, "trilinear3d")):
-    _interpolation(getattr(aten, f"upsample_{_name}").vec, mode="linear", n=_n)
-    _interpolation(getattr(aten, f"upsample_{_name}").default, mode="linear", n=_n)
-    _interpolation(getattr(aten, f"upsample_nearest{_n}d").vec, mode="nearest", n=_n)
-    _interpolation(getattr(aten, f"upsample_nearest{_n}d").default, mode="nearest", n=_n)
-    _interpolation(getattr(aten, f"_upsample_nearest_exact{_n}d").vec, mode="nearest-exact", n=_n)
-_interpolation(aten.upsample_bicubic2d.vec, mode="cubic", n=2)
-_interpolation(aten.upsample_bicubic2d.default, mode="cubic", n=2)
+    return Separable(like([adaptive_matrix(int(s), int(o)) for s, o in zip(sizes, outs, strict=True)], call.x), shape)
 
 
 # Max pools -------------------------------------------------------------------------------------------------------------
@@ -177,7 +138,13 @@ class Windows:
     """The geometry of sliding windows over the last n dimensions."""
 
     def __init__(
-        self, size: list[int], out: list[int], kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+        self,
+        size: list[int],
+        out: list[int],
+        kernel: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
     ):
         self.size, self.out, self.stride, self.padding, self.dilation = size, out, stride, padding, dilation
         self.offsets = list(itertools.product(*(range(k) for k in kernel)))
@@ -217,7 +184,9 @@ class Windows:
                 if all(a % s == r for a, s, r in zip(at, self.stride, phase, strict=True)):
                     shift = [a // s for a, s in zip(at, self.stride, strict=True)]
                     pads = [
-                        v for t, q, o in zip(shift[::-1], self.steps[::-1], self.out[::-1], strict=True) for v in (t, q - o - t)
+                        v
+                        for t, q, o in zip(shift[::-1], self.steps[::-1], self.out[::-1], strict=True)
+                        for v in (t, q - o - t)
                     ]
                     terms.append(F.pad(piece, pads) if any(pads) else piece)
             phases.append(reduce(torch.add, terms) if terms else None)
@@ -229,7 +198,9 @@ class Windows:
             lead = len(leading)
             stacked = stacked.reshape(*leading, *self.steps, *self.stride)
             order = [*range(lead), *(i for d in range(n) for i in (lead + d, lead + n + d))]
-            whole = stacked.permute(order).reshape(*leading, *(q * s for q, s in zip(self.steps, self.stride, strict=True)))
+            whole = stacked.permute(order).reshape(
+                *leading, *(q * s for q, s in zip(self.steps, self.stride, strict=True))
+            )
         cut = tuple(slice(p, p + size) for p, size in zip(self.padding, self.size, strict=True))
         return whole[(..., *cut)]
 
@@ -277,24 +248,105 @@ class MaxPool(Linear):
         return self
 
 
-def _max_pool(n: int) -> Callable[[Call], Linear]:
-    def form(call: Call) -> Linear:
-        shape = call.shape()
-        kernel = _wide(call["kernel_size"], n)
-        stride = _wide(call["stride"], n) if call["stride"] else kernel
-        windows = Windows(
-            [int(s) for s in shape[-n:]],
-            [int(s) for s in call.out.shape[-n:]],
-            kernel,
-            stride,
-            _wide(call["padding"], n),
-            _wide(call["dilation"], n),
-        )
-        return MaxPool(call.x, call.out, windows, shape)
-
-    return form
+def _max_pool(call: Call, n: int) -> Linear:
+    shape = call.shape()
+    kernel = _wide(call["kernel_size"], n)
+    stride = _wide(call["stride"], n) if call["stride"] else kernel
+    windows = Windows(
+        [int(s) for s in shape[-n:]],
+        [int(s) for s in call.out.shape[-n:]],
+        kernel,
+        stride,
+        _wide(call["padding"], n),
+        _wide(call["dilation"], n),
+    )
+    return MaxPool(call.x, call.out, windows, shape)
 
 
-rule(aten.max_pool1d.default)(_max_pool(1))
-rule(aten.max_pool2d.default, aten.max_pool2d_with_indices.default)(_max_pool(2))
-rule(aten.max_pool3d.default, aten.max_pool3d_with_indices.default)(_max_pool(3))
+rule(aten.max_pool1d.default, aten.max_pool1d_with_indices.default)(partial(_max_pool, n=1))
+rule(aten.max_pool2d.default, aten.max_pool2d_with_indices.default)(partial(_max_pool, n=2))
+rule(aten.max_pool3d.default, aten.max_pool3d_with_indices.default)(partial(_max_pool, n=3))
+
+
+class AdaptiveMaxPool(Linear):
+    """As MaxPool, with windows of unequal sizes: each dimension is laid out window by window, padded to equal lengths."""
+
+    def __init__(self, x: Tensor, out: Tensor, operand: Shape, n: int):
+        self.operand, self.first = operand, len(operand) - n
+        self.windows = [
+            adaptive_windows(int(size), int(count))
+            for size, count in zip(operand[self.first :], out.shape[self.first :], strict=True)
+        ]
+        self.length = [max(end - start for start, end in windows) for windows in self.windows]
+        self.like = x
+        self.valid = self._valid()
+        self.wins = (self._lay_out(x) == self._repeated(out)).to(x.dtype) * self.valid
+        self.ties = self._summed(self.wins)
+
+    def _reads(self, d: int) -> list[int]:
+        """The positions along dimension d, window by window; beyond a window's end its first position."""
+        return [s + k if s + k < e else s for s, e in self.windows[d] for k in range(self.length[d])]
+
+    def _valid(self) -> Tensor:
+        valid = self.like.new_ones([1] * len(self.operand))
+        for d, windows in enumerate(self.windows):
+            inside = [1.0 if s + k < e else 0.0 for s, e in windows for k in range(self.length[d])]
+            shape = [-1 if axis == self.first + d else 1 for axis in range(len(self.operand))]
+            valid = valid * torch.tensor(inside, dtype=self.like.dtype, device=self.like.device).reshape(shape)
+        return valid
+
+    def _lay_out(self, value: Tensor) -> Tensor:
+        for d in range(len(self.windows)):
+            reads = self._reads(d)
+            if reads != list(range(self.operand[self.first + d])):
+                index = torch.tensor(reads, device=self.like.device)
+                value = torch.index_select(value, self.first + d, index)
+        return value
+
+    def _gathered(self, value: Tensor) -> Tensor:
+        """The transpose of `_lay_out`."""
+        shape = list(value.shape)
+        for d in range(len(self.windows)):
+            reads, axis = self._reads(d), self.first + d
+            if reads != list(range(self.operand[axis])):
+                shape[axis] = self.operand[axis]
+                index = torch.tensor(reads, device=self.like.device)
+                value = torch.index_add(value.new_zeros(tuple(shape)), axis, index, value)
+        return value
+
+    def _repeated(self, value: Tensor) -> Tensor:
+        """The value of a window at each of its positions."""
+        for d, length in enumerate(self.length):
+            value = torch.repeat_interleave(value, length, self.first + d)
+        return value
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """The transpose of `_repeated`."""
+        for d, length in enumerate(self.length):
+            value = value.unflatten(self.first + d, (-1, length)).sum(self.first + d + 1)
+        return value
+
+    def apply(self, u: Tensor) -> Tensor:
+        return self._summed(self._lay_out(u) * self.wins) / self.ties
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return self._gathered(self._repeated(g / self.ties) * self.wins)
+
+    def carry(self, mass: Mass) -> Mass:
+        share = self._repeated(mass.dense() / self._summed(self.valid))
+        return Mass((Even(self._gathered(share * self.valid)),), self.operand)
+
+    def magnitude(self) -> Linear:
+        return self
+
+
+def _adaptive_max_pool(call: Call, n: int) -> Linear:
+    shape = call.shape()
+    if all(isinstance(s, int) and s == 1 for s in call.out.shape[-n:]):
+        return winner(call, call.out, list(range(len(shape) - n, len(shape))), keepdim=True)
+    return AdaptiveMaxPool(call.x, call.out, shape, n)
+
+
+rule(aten.adaptive_max_pool1d.default)(partial(_adaptive_max_pool, n=1))
+rule(aten.adaptive_max_pool2d.default)(partial(_adaptive_max_pool, n=2))
+rule(aten.adaptive_max_pool3d.default)(partial(_adaptive_max_pool, n=3))

@@ -286,9 +286,7 @@ class Recurrence(Linear):
         return Mass((Even(value, frozenset({0, 1, 2} - {at})),), self.shape)
 
     def magnitude(self) -> Linear:
-        return Recurrence(
-            self.network.magnitude(), self.operand, self.result, self.batch_first, self.shape, self.like
-        )
+        return Recurrence(self.network.magnitude(), self.operand, self.result, self.batch_first, self.shape, self.like)
 
 
 def _recurrent(op: Any, kind: Kind) -> None:
@@ -302,7 +300,7 @@ def _recurrent(op: Any, kind: Kind) -> None:
         network = Network(kind, x, hx[0], hx[1] if kind.cell else None, weights, 1 + call["bidirectional"])
         result = call.output or 0
         terms: dict[Slot, Linear] = {}
-        constant: list[Maybe] = [None, *hx, *[None] * (2 - states)]
+        constant: list[Maybe] = [x, *hx, *[None] * (2 - states)]
         for slot in call.content:
             operand = 0 if slot.name == "input" else 1 + (slot.index or 0)
             constant[operand] = None

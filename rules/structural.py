@@ -323,7 +323,9 @@ class Piece(Moves):
     The mass of the constants in a cat has no operand: all operands' positions along `dim` share it evenly.
     """
 
-    def __init__(self, dim: int, start: int, operand: Shape, result: Shape, constant: list[tuple[int, int]], total: int):
+    def __init__(
+        self, dim: int, start: int, operand: Shape, result: Shape, constant: list[tuple[int, int]], total: int
+    ):
         self.dim, self.start, self.operand, self.result = dim, start, operand, result
         self.constant, self.total = constant, total
 
