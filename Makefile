@@ -17,7 +17,7 @@ test: lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy omenn_fx
+	$(BIN)/mypy omenn_fx rules export
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ from omenn_fx.capture import place_of
 from omenn_fx.errors import OmennError
 from omenn_fx.exporting import is_symbolic
 from omenn_fx.mass import Mass, Product
-from omenn_fx.roles import Tagged, producer, slots_of, value_of
+from omenn_fx.roles import Tagged, bind, producer, slots_of, value_of
 
 aten = torch.ops.aten
 _RESHAPES = {
@@ -30,6 +30,12 @@ _PERMUTES = {
     aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.swapdims.default,
     aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist, aten.mT.default, aten.mH.default,
     aten.adjoint.default, aten.numpy_T.default,
+}  # fmt: skip
+_ALONG = {
+    aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int,
+    aten._log_softmax.default, aten.cumsum.default, aten.cummax.default, aten.cummin.default, aten.sort.default,
+    aten.sort.stable, aten.flip.default,
+    aten.roll.default,
 }  # fmt: skip
 
 
@@ -103,10 +109,16 @@ def _next(
         return _reshaped(at, before, shape, size)
     if call.target in _PERMUTES:
         return Layout(_permuted(call, at.dim, len(before)), at.outer, at.inner)
+    if _mixes(call, at.dim, len(before)):
+        return None
+    if call.target is aten.repeat_interleave.self_int and shape[at.dim : at.dim + 1] != before[at.dim : at.dim + 1]:
+        return Layout(at.dim, at.outer, shape[at.dim] // (size * at.outer))  # the copies are innermost
     if any(symbolic):
         candidates = [d for d, s in enumerate(symbolic) if s]
     else:
         candidates = [d for d, s in enumerate(shape) if s % size == 0 and s]
+    if len(shape) == len(before) and at.dim in candidates and call.target is not aten.einsum.default:
+        return Layout(at.dim, shape[at.dim] // (size * at.inner), at.inner)  # a cat puts the copies outermost
     same = [d for d in candidates if shape[d] == before[at.dim]]
     aligned = at.dim + len(shape) - len(before)
     for dim in (at.dim if len(shape) == len(before) else aligned, at.dim, aligned):
@@ -114,9 +126,19 @@ def _next(
             return Layout(dim, at.outer, at.inner)
     if same:
         return Layout(same[0], at.outer, at.inner)
-    if len(candidates) == 1:  # concatenated along the batch: the copies are outermost
+    if len(candidates) == 1:
         return Layout(candidates[0], shape[candidates[0]] // (size * at.inner), at.inner)
     return None
+
+
+def _mixes(call: fx.Node, batch: int, ndim: int) -> bool:
+    """Whether an operator that keeps all shapes works along the batch."""
+    if call.target not in _ALONG:
+        return False
+    operands = bind(call)
+    dims: Any = operands.get("dims", operands.get("dim"))
+    listed = [dims] if isinstance(dims, int) else list(dims or range(ndim))
+    return batch in [d % ndim for d in listed]
 
 
 def _reshaped(at: Layout, before: list[int], shape: list[int], size: int) -> Layout | None:
@@ -133,5 +155,6 @@ def _reshaped(at: Layout, before: list[int], shape: list[int], size: int) -> Lay
 def _permuted(call: fx.Node, dim: int, ndim: int) -> int:
     """Where a permutation moves a dimension: the operator itself says, on a tensor of sizes 2, 3, 4, ..."""
     sizes = range(2, 2 + ndim)
-    probe = call.target(torch.empty(tuple(sizes), device="meta"), *call.args[1:], **call.kwargs)
+    op: Any = call.target
+    probe = op(torch.empty(tuple(sizes), device="meta"), *call.args[1:], **call.kwargs)
     return probe.shape.index(sizes[dim])

@@ -27,12 +27,8 @@ def sum_to(value: Tensor, source: Shape, target: Shape) -> Tensor:
 
 
 def spread(value: Tensor, source: Shape, target: Shape) -> Tensor:
-    """The totals over all but the leading dimensions that both shapes agree in, shared evenly by the target's positions."""
-    lead = 0
-    for a, b in zip(source, target, strict=False):
-        if a is not b and not (isinstance(a, int) and isinstance(b, int) and a == b):
-            break
-        lead += 1
+    """The totals over all but the leading dimensions both shapes agree in, shared evenly by the target's positions."""
+    lead = agree(source, target)
     if lead == len(source) == len(target):
         return value
     count: Any = 1
@@ -42,6 +38,14 @@ def spread(value: Tensor, source: Shape, target: Shape) -> Tensor:
     for _ in target[lead:]:
         total = total.unsqueeze(-1)
     return (total / count).expand(tuple(target))
+
+
+def agree(first: Shape, second: Shape) -> int:
+    """How many leading dimensions have the same size; a symbolic size is the same as itself only."""
+    for d, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a is not b and not (isinstance(a, int) and isinstance(b, int) and a == b):
+            return d
+    return min(len(first), len(second))
 
 
 def is_one(size: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 
 from omenn_fx.linear import Chain, Diagonal, Linear
@@ -100,7 +101,7 @@ def _below(call: Call) -> tuple[BelowMaximum, Tensor, Tensor]:
 
 
 def _softmax(call: Call) -> tuple[Linear, Bias]:
-    """softmax(x) = e^u / Z with u = x - max x: diag((e^u - 1) / (u Z)) (I - max) x + 1 / Z, Z frozen; 0 where masked."""
+    """softmax(x) = e^u / Z with u = x - max x: diag((e^u - 1) / (u Z)) (I - max) x + 1 / Z, Z frozen; masked: 0."""
     centre, u, z = _below(call)
     ratio = torch.nan_to_num(torch.expm1(u) / u, nan=1.0) / z
     shown = 1 - torch.isinf(u).to(u.dtype)

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-# Sums ------------------------------------------------------------------------------------------------------------------
+# Sums ----------------------------------------------------------------------------------------------------------------
 
 
 def _sum(call: Call, factors: dict[str, Any]) -> Affine:
@@ -60,7 +60,7 @@ def _lerp(call: Call) -> Affine:
     return _sum(call, {"self": 1 - call["weight"], "end": call["weight"]})
 
 
-# Element-wise products -------------------------------------------------------------------------------------------------
+# Element-wise products -----------------------------------------------------------------------------------------------
 
 
 def _factors(call: Call, left: str, right: str, scale: Any = 1) -> dict[Slot, Linear]:
@@ -117,7 +117,7 @@ def _addcdiv(call: Call) -> Affine:
     return _with_addend(call, terms, lambda: call["tensor1"] * scale)
 
 
-# Matrix products -------------------------------------------------------------------------------------------------------
+# Matrix products -----------------------------------------------------------------------------------------------------
 
 
 class LeftMatrix(Linear):
@@ -134,25 +134,20 @@ class LeftMatrix(Linear):
         return sum_to(value, [*self.result[:-2], *self.operand[-2:]], self.operand)
 
     def carry(self, mass: Mass) -> Mass:
-        even = frozenset(d for d in mass.parts[0].even if d == len(self.result) - 1) if _is_even(mass) else frozenset()
-        value = mass.parts[0].value if even else mass.dense()
+        part, last = mass.parts[0], len(self.result) - 1
+        even = len(mass.parts) == 1 and isinstance(part, Even) and part.even == {last}
+        value = part.value if even and isinstance(part, Even) else mass.dense()  # tokens move without being spread
         weight = torch.abs(self.a)
         total = weight.sum(-1, keepdim=True)
         empty = (total == 0).to(total.dtype)  # a row of zeros reads nothing: its mass goes to all tokens alike
         share = (weight + empty) / (total + empty * self.operand[-2])
         moved = torch.matmul(share.transpose(-2, -1), value)
-        moved = sum_to(moved, [*self.result[:-2], self.operand[-2], 1 if even else self.operand[-1]],
-                       [*self.operand[:-1], 1 if even else self.operand[-1]])  # fmt: skip
-        return Mass((Even(moved, frozenset({len(self.operand) - 1}) if even else frozenset()),), self.operand)
+        width = 1 if even else self.operand[-1]
+        moved = sum_to(moved, [*self.result[:-2], self.operand[-2], width], [*self.operand[:-1], width])
+        return Mass((Even(moved, frozenset({len(self.operand) - 1} if even else ())),), self.operand)
 
     def magnitude(self) -> Linear:
         return LeftMatrix(torch.abs(self.a), self.operand, self.result)
-
-
-def _is_even(mass: Mass) -> bool:
-    """A single part that is even over the last dimension only, so that tokens can be moved without spreading it."""
-    part = mass.parts[0]
-    return len(mass.parts) == 1 and isinstance(part, Even) and part.even == {len(mass.shape) - 1}
 
 
 class RightMatrix(Linear):
@@ -241,7 +236,7 @@ def _linear(call: Call) -> tuple[Linear, Bias | None]:
     return Matrix(call["weight"], call.shape()), None if call["bias"] is None else Bias(call["bias"], dim=-1)
 
 
-# Reductions ------------------------------------------------------------------------------------------------------------
+# Reductions ----------------------------------------------------------------------------------------------------------
 
 
 def dims_of(call: Call) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from omenn_fx.linear import Diagonal, Linear, Weighted
+from omenn_fx.linear import Linear, Weighted
 from omenn_fx.mass import Shape, is_one, sum_to
 from omenn_fx.registry import Affine, Bias, Call, Slot, rule
 
@@ -61,7 +61,6 @@ def products(call: Call, slots: Sequence[Slot], operands: Sequence[Term], result
         others = [term for i, term in enumerate(operands) if i != at]
         letters, shape = operands[at][0], call.shape(slot)
         kept = "".join(dict.fromkeys(letters))
-        linear: Linear
         if len(kept) < len(letters):  # a diagonal: the repeated letter gets a name of its own and a unit matrix
             fresh = [c for c in string.ascii_letters if c not in "".join(t[0] for t in operands) + result]
             renamed = ""
@@ -75,7 +74,7 @@ def products(call: Call, slots: Sequence[Slot], operands: Sequence[Term], result
         if len(call.content) > 1:
             first, tensor = others[0]
             others[0] = (first, tensor / len(call.content))
-        terms[slot] = linear = contract(letters, shape, others, result, call.out.shape)
+        terms[slot] = contract(letters, shape, others, result, call.out.shape)
     return terms
 
 

@@ -115,7 +115,7 @@ class Convolution(Linear):
     def _shared(self, value: Tensor, source: Shape) -> Tensor:
         """One channel of mass, shared evenly by the positions of each window."""
         move, count = (self._up, self._down) if self.is_forward else (self._down, self._up)
-        like = {"dtype": self.weight.dtype, "device": self.weight.device}
+        like: Any = {"dtype": self.weight.dtype, "device": self.weight.device}
         ones = torch.ones([1, 1, *self.kernel], **like)
         read = count(torch.ones([1, 1, *source[2:]], **like), ones, 1).round()  # positions read by each window
         lost = (read == 0).to(read.dtype)
@@ -163,7 +163,7 @@ def _bias(call: Call) -> Bias | None:
 def _conv(call: Call) -> tuple[Linear, Bias | None]:
     n = len(call["weight"].shape) - 2
     geometry = [_wide(call[name], n) for name in ("stride", "padding", "dilation")]
-    return _batched(call, *geometry, groups=call["groups"]), _bias(call)
+    return _between(call, geometry), _bias(call)
 
 
 @rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, content="input")
@@ -174,7 +174,7 @@ def _conv_padding(call: Call) -> tuple[Linear, Bias | None]:
     stride, dilation = _wide(call["stride"], n), _wide(call["dilation"], n)
     total = [d * (k - 1) if call["padding"] == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
     if all(t % 2 == 0 for t in total):
-        return _batched(call, stride, [t // 2 for t in total], dilation, groups=call["groups"]), _bias(call)
+        return _between(call, [stride, [t // 2 for t in total], dilation]), _bias(call)
     sides = [v for t in reversed(total) for v in (t // 2, t - t // 2)]
     shape = list(call.shape())
     padded = [*shape[:-n], *(s + t for s, t in zip(shape[-n:], total, strict=True))]
@@ -191,17 +191,17 @@ def _conv_padding(call: Call) -> tuple[Linear, Bias | None]:
 def _conv_transpose(call: Call) -> tuple[Linear, Bias | None]:
     n = len(call["weight"].shape) - 2
     geometry = [_wide(call[name], n) for name in ("stride", "padding", "dilation")]
-    return _batched(call, *geometry, groups=call["groups"], forward=False), _bias(call)
+    return _between(call, geometry, forward=False), _bias(call)
 
 
 @rule(aten.convolution.default, content="input")
 def _convolution(call: Call) -> tuple[Linear, Bias | None]:
     geometry = [list(call[name]) for name in ("stride", "padding", "dilation")]
-    return _batched(call, *geometry, groups=call["groups"], forward=not call["transposed"]), _bias(call)
+    return _between(call, geometry, forward=not call["transposed"]), _bias(call)
 
 
-def _batched(
-    call: Call, stride: list[int], padding: list[int], dilation: list[int], groups: int, forward: bool = True
-) -> Convolution:
+def _between(call: Call, geometry: list[list[int]], forward: bool = True) -> Convolution:
+    """The convolution between a call's operand and result; geometry is stride, padding, dilation."""
+    stride, padding, dilation = geometry
     small, large = (call.out.shape, call.shape()) if forward else (call.shape(), call.out.shape)
-    return Convolution(call["weight"], stride, padding, dilation, groups, small, large, forward)
+    return Convolution(call["weight"], stride, padding, dilation, call["groups"], small, large, forward)

@@ -59,7 +59,7 @@ def ratio(*ops: Any) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]
     return decorate
 
 
-# Through the origin ------------------------------------------------------------------------------------------------------
+# Through the origin --------------------------------------------------------------------------------------------------
 
 ratio(aten.relu.default)(lambda call: torch.sign(call.out))
 ratio(aten.abs.default, aten.absolute.default)(lambda call: torch.sign(call.x))
@@ -95,7 +95,7 @@ function(aten.celu.default)
 function(aten.selu.default, slope=1.0507009873554805)
 function(aten.sqrt.default, slope=0.0, gate=True)
 
-# Not through the origin --------------------------------------------------------------------------------------------------
+# Not through the origin ----------------------------------------------------------------------------------------------
 
 function(aten.sigmoid.default, slope=0.25, at0=0.5, difference=lambda x: 0.5 * torch.tanh(0.5 * x), gate=True)
 function(aten.hardsigmoid.default, slope=1 / 6, at0=0.5, difference=lambda x: torch.clamp(x / 6, -0.5, 0.5), gate=True)
@@ -151,7 +151,7 @@ def _powers(call: Call) -> Tensor:
     return quotient(call.out, call.x, linear)
 
 
-# Bounds ------------------------------------------------------------------------------------------------------------------
+# Bounds --------------------------------------------------------------------------------------------------------------
 
 
 def _limits(call: Call) -> tuple[float, float]:
@@ -213,7 +213,7 @@ def _finite(call: Call) -> tuple[Linear, Bias]:
     )
 
 
-# Gated -------------------------------------------------------------------------------------------------------------------
+# Gated ---------------------------------------------------------------------------------------------------------------
 
 
 @rule(aten.glu.default)

@@ -1,6 +1,8 @@
-"""Windows of an image as columns (unfold, im2col) and columns summed into an image (fold, col2im): mutual transposes."""
+"""Windows of an image as columns (unfold, im2col), columns summed into an image (fold, col2im): mutual transposes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,8 @@ def _im2col(call: Call) -> Linear:
     sides = [right, right, down, down]
     padded = [*shape[:-2], shape[-2] + 2 * down, shape[-1] + 2 * right]
     geometry = {name: call[name] for name in ("kernel_size", "dilation", "stride")}
-    windows = Moves(lambda u: F.unfold(u, **geometry), lambda g: F.fold(g, padded[-2:], **geometry), padded)
+    image: Any = padded[-2:]
+    windows = Moves(lambda u: F.unfold(u, **geometry), lambda g: F.fold(g, image, **geometry), padded)
     return Chain(windows, Pad(sides, "constant", shape, call.x.device)) if any(sides) else windows
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from omenn_fx.linear import Chain, Diagonal, Linear, Moves, Weighted
-from omenn_fx.mass import Shape
+from omenn_fx.mass import Shape, agree
 from omenn_fx.registry import Affine, Bias, Call, Slot, rule
 from omenn_fx.rules.structural import moves, zeros
 
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 Map = Callable[[Tensor], Tensor]
 
-# Reading ---------------------------------------------------------------------------------------------------------------
+# Reading -------------------------------------------------------------------------------------------------------------
 
 moves(
     aten.index_select.default,
@@ -34,7 +34,7 @@ moves(
 )
 
 
-# Writing ---------------------------------------------------------------------------------------------------------------
+# Writing -------------------------------------------------------------------------------------------------------------
 
 
 def _onto(call: Call, name: str, kept: Tensor, put: Map, take: Map) -> Affine:
@@ -64,7 +64,7 @@ def _numbered(like: Tensor) -> Tensor:
 
 def _resized(value: Tensor, source: Shape, target: Shape) -> Tensor:
     """Cut or filled with zeros at the end of every dimension."""
-    if all(isinstance(a, int) and isinstance(b, int) and a == b or a is b for a, b in zip(source, target, strict=True)):
+    if agree(source, target) == len(target):
         return value
     return F.pad(value, [v for a, b in zip(reversed(source), reversed(target), strict=True) for v in (0, b - a)])
 

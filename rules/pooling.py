@@ -1,4 +1,4 @@
-"""Pools. Every averaging pool is separable: one small matrix per dimension. Max pools select the winners of their windows;
+"""Pools. Every averaging pool is separable: one small matrix per dimension. Max pools select their windows' winners;
 ties share equally."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 
 
 class Separable(Linear):
-    """W = P_1 x ... x P_n over the last n dimensions, P_d of shape [out_d, in_d]. Mass is shared in proportion to |P|."""
+    """W = P_1 x ... x P_n over the last n dimensions, P_d of shape [out_d, in_d]. Mass goes in proportion to |P|."""
 
     def __init__(self, matrices: list[Tensor], operand: Shape):
         self.matrices, self.operand = matrices, operand
@@ -68,7 +68,7 @@ def _wide(value: Any, n: int) -> list[int]:
     return values * n if len(values) == 1 else values
 
 
-# Averages --------------------------------------------------------------------------------------------------------------
+# Averages ------------------------------------------------------------------------------------------------------------
 
 
 def average_matrix(size: int, out: int, kernel: int, stride: int, padding: int, count_padding: bool) -> Tensor:
@@ -98,6 +98,8 @@ def adaptive_windows(size: int, out: int) -> list[tuple[int, int]]:
 
 
 def like(matrices: list[Tensor], x: Any) -> list[Tensor]:
+    """Matrices in the dtype and on the device of a value."""
+    """Matrices in the dtype and on the device of a value."""
     return [m.to(dtype=x.dtype, device=x.device) for m in matrices]
 
 
@@ -131,7 +133,7 @@ def _adaptive_avg_pool(call: Call) -> Linear:
     return Separable(like([adaptive_matrix(int(s), int(o)) for s, o in zip(sizes, outs, strict=True)], call.x), shape)
 
 
-# Max pools -------------------------------------------------------------------------------------------------------------
+# Max pools -----------------------------------------------------------------------------------------------------------
 
 
 class Windows:
@@ -164,11 +166,11 @@ class Windows:
 
     def view(self, padded: Tensor, offset: tuple[int, ...]) -> Tensor:
         """The values at one offset of every window."""
-        cut = tuple(
+        cut: Any = tuple(
             slice(k * d, k * d + (o - 1) * s + 1, s)
             for k, d, o, s in zip(offset, self.dilation, self.out, self.stride, strict=True)
         )
-        return padded[(..., *cut)]
+        return padded[(..., *cut)]  # type: ignore[index]
 
     def overlap_add(self, pieces: dict[tuple[int, ...], Tensor], leading: Shape) -> Tensor:
         """The transpose of all views together: pieces[offset] of the output's shape, summed at the input's positions.
@@ -201,12 +203,12 @@ class Windows:
             whole = stacked.permute(order).reshape(
                 *leading, *(q * s for q, s in zip(self.steps, self.stride, strict=True))
             )
-        cut = tuple(slice(p, p + size) for p, size in zip(self.padding, self.size, strict=True))
-        return whole[(..., *cut)]
+        cut: Any = tuple(slice(p, p + size) for p, size in zip(self.padding, self.size, strict=True))
+        return whole[(..., *cut)]  # type: ignore[index]
 
 
 class MaxPool(Linear):
-    """Selection of the winners of each window, ties sharing equally. Mass is shared over the window's valid positions."""
+    """Selection of the winners of each window, ties sharing equally. Mass is shared by the window's valid positions."""
 
     def __init__(self, x: Tensor, out: Tensor, windows: Windows, operand: Shape):
         self.windows, self.operand, self.dtype, self.device = windows, operand, x.dtype, x.device
@@ -269,7 +271,7 @@ rule(aten.max_pool3d.default, aten.max_pool3d_with_indices.default)(partial(_max
 
 
 class AdaptiveMaxPool(Linear):
-    """As MaxPool, with windows of unequal sizes: each dimension is laid out window by window, padded to equal lengths."""
+    """As MaxPool, with windows of unequal sizes: each dimension is laid out window by window, padded to one length."""
 
     def __init__(self, x: Tensor, out: Tensor, operand: Shape, n: int):
         self.operand, self.first = operand, len(operand) - n

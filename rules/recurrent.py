@@ -99,7 +99,7 @@ class Pass:
         return (gx, gh, gc) if self.cell else (gx, _plus(gh, gc), None)
 
     def magnitude(self) -> Pass:
-        size = {name: _abs(getattr(self, name)) for name in ("w", "u", "b_w", "b_u", "project")}
+        size: Any = {name: _abs(getattr(self, name)) for name in ("w", "u", "b_w", "b_u", "project")}
         steps = tuple(Step(_abs(s.k), torch.abs(s.m), _abs(s.r), _abs(s.e)) for s in self.steps)
         return replace(self, steps=steps, **size)
 
@@ -192,10 +192,14 @@ class Network:
             h = h if p.project is None else F.linear(h, p.project)
             made.append(step)
             out[t] = h
-        path = [kind.linear_path(v) for v in (p.w, p.u, p.b_w, p.b_u)]
-        return Pass(*path, p.project, tuple(made), bool(direction), kind.cell), out  # type: ignore[arg-type]
+        w, u, b_w, b_u = (kind.linear_path(v) for v in (p.w, p.u, p.b_w, p.b_u))
+        assert w is not None
+        assert u is not None
+        return Pass(w, u, b_w, b_u, p.project, tuple(made), bool(direction), kind.cell), out
 
-    def apply(self, x: Maybe, h0: Maybe, c0: Maybe, bias: bool = False) -> tuple[Maybe, Maybe, Maybe]:
+    def apply(self, operands: Sequence[Maybe], bias: bool = False) -> tuple[Maybe, Maybe, Maybe]:
+        """Input, h_0 and c_0 -> output, h_n and c_n; None is zero."""
+        x, h0, c0 = operands
         steps: list[Maybe] = [None] * self.length if x is None else list(x.unbind(0))
         last_h, last_c = [], []
         for layer in range(self.layers):
@@ -210,7 +214,9 @@ class Network:
             steps = [_joined(pair) for pair in zip(*outs, strict=True)]
         return _stacked(steps), _stacked(last_h), _stacked(last_c)
 
-    def transpose(self, g: Maybe, gh: Maybe, gc: Maybe) -> tuple[Maybe, Maybe, Maybe]:
+    def transpose(self, results: Sequence[Maybe]) -> tuple[Maybe, Maybe, Maybe]:
+        """Adjoints of output, h_n and c_n -> adjoints of input, h_0 and c_0."""
+        g, gh, gc = results
         steps: list[Maybe] = [None] * self.length if g is None else list(g.unbind(0))
         first_h: list[Maybe] = [None] * len(self.passes)
         first_c: list[Maybe] = [None] * len(self.passes)
@@ -262,13 +268,13 @@ class Recurrence(Linear):
     def apply(self, u: Tensor) -> Tensor:
         operands: list[Maybe] = [None, None, None]
         operands[self.operand] = self._turned(u, self.operand)
-        result = self.network.apply(*operands)[self.result]
+        result = self.network.apply(operands)[self.result]
         return self.like * 0 if result is None else self._turned(result, self.result)
 
     def transpose(self, g: Tensor) -> Tensor:
         results: list[Maybe] = [None, None, None]
         results[self.result] = self._turned(g, self.result)
-        adjoint = self.network.transpose(*results)[self.operand]
+        adjoint = self.network.transpose(results)[self.operand]
         if adjoint is None:
             return g.new_zeros(tuple(self.shape))
         return self._turned(adjoint, self.operand)
@@ -305,7 +311,7 @@ def _recurrent(op: Any, kind: Kind) -> None:
             operand = 0 if slot.name == "input" else 1 + (slot.index or 0)
             constant[operand] = None
             terms[slot] = Recurrence(network, operand, result, first, call.shape(slot), call.out)
-        bias = network.apply(*constant, bias=True)[result]
+        bias = network.apply(constant, bias=True)[result]
         if bias is not None and first and result == 0:
             bias = bias.transpose(0, 1)
         return Affine(terms, None if bias is None else Bias(bias))

@@ -15,7 +15,7 @@ from omenn_fx.rules.pooling import Separable, like
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
-# Interpolation ---------------------------------------------------------------------------------------------------------
+# Interpolation -------------------------------------------------------------------------------------------------------
 
 
 # modes that torch has in two dimensions only: the other one of size 1
@@ -71,7 +71,7 @@ for _mode, _name in (("cubic", "upsample_bicubic2d"), ("cubic, antialiased", "_u
     _interpolation(getattr(aten, _name).default, mode=_mode, n=2)
 
 
-# Sampling at positions ---------------------------------------------------------------------------------------------------
+# Sampling at positions -----------------------------------------------------------------------------------------------
 
 Tap = tuple[Tensor, Tensor]  # the position that is read, and its weight
 
@@ -86,7 +86,7 @@ def _folded(at: Tensor, low: float, high: float) -> Tensor:
 
 
 def _within(at: Tensor, size: int, padding: int, align: bool) -> Tensor:
-    """Positions outside the image brought to its edge (1: border) or reflected (2); as they are with zeros outside (0)."""
+    """Positions outside the image brought to its edge (1: border) or reflected (2); as they are with zeros (0)."""
     if padding == 2:
         at = _folded(at, 0.0, size - 1.0) if align else _folded(at, -0.5, size - 0.5)
     return at.clamp(0, size - 1) if padding else at
@@ -145,7 +145,8 @@ def _sampled(corners: list[Tap], call: Call) -> Weighted:
     channels = int(shape[1])
 
     def apply(u: Tensor) -> Tensor:
-        flat, total = u.flatten(2), 0
+        flat = u.flatten(2)
+        total: Any = 0
         for index, weight in corners:
             total = total + torch.gather(flat, 2, index.expand(-1, channels, -1)) * weight
         return total.reshape(tuple(result))

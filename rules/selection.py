@@ -16,7 +16,7 @@ from omenn_fx.rules.bilinear import dims_of
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
-# Over dimensions -------------------------------------------------------------------------------------------------------
+# Over dimensions -----------------------------------------------------------------------------------------------------
 
 
 def winner(call: Call, top: Tensor, dims: list[int], keepdim: bool) -> Linear:
@@ -78,7 +78,7 @@ def _ranked(call: Call) -> Linear:
     return Moves(lambda u: through(wins, u), lambda g: through(wins.transpose(-2, -1), g), call.shape())
 
 
-# Between two tensors ---------------------------------------------------------------------------------------------------
+# Between two tensors -------------------------------------------------------------------------------------------------
 
 
 def _chosen(call: Call, wins: dict[str, Any]) -> Affine:

@@ -35,7 +35,7 @@ def zeros(like: Tensor, shape: Shape) -> Tensor:
     return like.new_zeros(tuple(shape))
 
 
-# The same values, in the same places ----------------------------------------------------------------------------------
+# The same values, in the same places ---------------------------------------------------------------------------------
 
 
 @rule(
@@ -72,7 +72,7 @@ def _triangle(call: Call) -> Linear:
     return Diagonal(call.replay(self=torch.ones_like(call.x)), call.shape(), call.out.shape)
 
 
-# The same values, in another shape ------------------------------------------------------------------------------------
+# The same values, in another shape -----------------------------------------------------------------------------------
 
 moves(
     aten.view.default,
@@ -146,7 +146,7 @@ def _roll_back(call: Call, g: Tensor) -> Tensor:
 moves(aten.roll.default, back=_roll_back)
 
 
-# A part of the values -------------------------------------------------------------------------------------------------
+# A part of the values ------------------------------------------------------------------------------------------------
 
 
 def _slice_back(call: Call, g: Tensor) -> Tensor:
@@ -196,16 +196,24 @@ def _narrow(call: Call) -> Linear:
     passes_gate=True,
 )
 def _part(call: Call) -> Linear:
-    """The operator itself says where its parts lie, on the list of positions."""
+    """The operator itself says where its parts lie, on the list of positions; along a symbolic size arithmetic does."""
     shape = call.shape()
     dim = call["dim"] % len(shape)
-    own = call.replay(self=torch.arange(shape[dim]), dim=0)
-    return piece(shape, dim, int(own[0]) if len(own) else 0, len(own))
+    size, length, at = shape[dim], call.out.shape[dim], call.output or 0
+    start: Any
+    if isinstance(size, int):
+        own = call.replay(self=torch.arange(size), dim=0)
+        start = int(own[0]) if len(own) else 0
+    elif "split_sizes" in call.operands:
+        start = sum(call["split_sizes"][:at])
+    else:
+        start = at * (call["split_size"] if "split_size" in call.operands else -(-size // call["chunks"]))
+    return piece(shape, dim, start, length)
 
 
 moves(
     aten.unbind.int,
-    back=lambda call, g: torch.select_scatter(zeros(g, call.shape()), g, call["dim"], call.output),
+    back=lambda call, g: torch.select_scatter(zeros(g, call.shape()), g, call["dim"], call.output or 0),
 )
 
 
@@ -224,7 +232,7 @@ def _diagonal_back(call: Call, g: Tensor) -> Tensor:
 moves(aten.diagonal.default, back=_diagonal_back)
 
 
-# Values read more than once -------------------------------------------------------------------------------------------
+# Values read more than once ------------------------------------------------------------------------------------------
 
 
 def _repeat_back(call: Call, g: Tensor) -> Tensor:
@@ -257,7 +265,7 @@ moves(aten.repeat_interleave.self_int, back=_interleave_back)
 moves(aten.unfold.default, back=_unfold_back)
 
 
-# Padding --------------------------------------------------------------------------------------------------------------
+# Padding -------------------------------------------------------------------------------------------------------------
 
 
 class Pad(Moves):
@@ -314,7 +322,7 @@ def _pad(call: Call) -> tuple[Linear, Bias | None]:
     return linear, Bias(F.pad(torch.zeros_like(call.x), pad, value=value)).finite()
 
 
-# Several operands side by side ----------------------------------------------------------------------------------------
+# Several operands side by side ---------------------------------------------------------------------------------------
 
 
 class Piece(Moves):

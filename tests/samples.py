@@ -157,7 +157,7 @@ def of(op: Any) -> list[Sample]:
     return [sample for sample in SAMPLES if sample.op is op]
 
 
-# Element-wise ----------------------------------------------------------------------------------------------------------
+# Element-wise --------------------------------------------------------------------------------------------------------
 
 _ODD = [
     aten.relu.default, aten.abs.default, aten.absolute.default, aten.square.default, aten.neg.default,
@@ -225,7 +225,7 @@ s(aten.glu.default, T(2, 6), -1)
 s(aten.glu.default, T(2, 4, 3), 1)
 s(aten.glu.default, Z(2, 2), 1)
 
-# Sums and products -----------------------------------------------------------------------------------------------------
+# Sums and products ---------------------------------------------------------------------------------------------------
 
 _SUMS = [aten.add.Tensor, aten.sub.Tensor, aten.subtract.Tensor, aten.rsub.Tensor]
 s(_SUMS, T(2, 3, 4), N(2, 3, 4))
@@ -260,7 +260,7 @@ s(aten.addcmul.default, T(3), T(2, 1), T(2, 3), model=False)
 s(aten.addcdiv.default, T(2, 3), T(2, 3), P(2, 3))
 s(aten.addcdiv.default, T(2, 3), T(2, 1), P(3), value=2)
 
-# Matrix products -------------------------------------------------------------------------------------------------------
+# Matrix products -----------------------------------------------------------------------------------------------------
 
 s(aten.linear.default, T(2, 5, 3), T(4, 3), T(4))
 s(aten.linear.default, N(2, 3), T(4, 3))
@@ -285,7 +285,7 @@ s(aten.addmm.default, T(2, 1), T(2, 3), T(3, 4), alpha=-1)
 s(aten.baddbmm.default, T(2, 3, 5), T(2, 3, 4), T(2, 4, 5))
 s(aten.baddbmm.default, T(1, 5), T(2, 3, 4), T(2, 4, 5), beta=2, alpha=0.5, model=False)
 
-# Contractions ----------------------------------------------------------------------------------------------------------
+# Contractions --------------------------------------------------------------------------------------------------------
 
 s(aten.einsum.default, "bij,bjk->bik", [T(2, 3, 4), T(2, 4, 5)])
 s(aten.einsum.default, "bhid, bhjd -> bhij", [T(2, 3, 4, 2), N(2, 3, 5, 2)])
@@ -303,7 +303,7 @@ s(aten.einsum.default, "ba,bb->ab", [T(2, 3), T(2, 2)], model=False)
 s(aten.bilinear.default, T(2, 3), T(2, 4), T(5, 3, 4), T(5))
 s(aten.bilinear.default, T(2, 2, 3), T(2, 2, 1), T(5, 3, 1))
 
-# Reductions ------------------------------------------------------------------------------------------------------------
+# Reductions ----------------------------------------------------------------------------------------------------------
 
 s([aten.sum.default, aten.mean.default], T(2, 3, 4), model=False)
 s([aten.sum.default, aten.mean.default], Z(1), model=False)
@@ -360,7 +360,7 @@ s(_SPREADS, Z(2, 3), [1])
 s([aten.var.dim, aten.std.dim], T(2, 3, 4), [-1])
 s([aten.var.dim, aten.std.dim], T(2, 3, 4), [1, 2], False, True)
 
-# Choices between two ---------------------------------------------------------------------------------------------------
+# Choices between two -------------------------------------------------------------------------------------------------
 
 _LARGER = [
     aten.maximum.default,
@@ -386,7 +386,7 @@ s(aten.masked_fill.Scalar, N(2, 3), Mask(2, 3), 0)
 s(aten.masked_fill.Tensor, T(2, 3), Mask(2, 1), V(1.5))
 s(aten.masked_fill.Tensor, Z(2, 3), Mask(2, 3), V(-INF))
 
-# The same values, elsewhere --------------------------------------------------------------------------------------------
+# The same values, elsewhere ------------------------------------------------------------------------------------------
 
 _SAME = [aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default,
          aten.lift_fresh_copy.default, aten.positive.default]  # fmt: skip
@@ -456,7 +456,7 @@ s(aten.pixel_shuffle.default, N(2, 4, 1, 1), 2)
 s(aten.pixel_unshuffle.default, T(2, 2, 4, 6), 2)
 s(aten.pixel_unshuffle.default, Z(2, 1, 3, 3), 3)
 
-# A part of the values, or several copies -------------------------------------------------------------------------------
+# A part of the values, or several copies -----------------------------------------------------------------------------
 
 s(aten.slice.Tensor, T(2, 5, 3), 1, 1, 4)
 s(aten.slice.Tensor, N(2, 5, 3), -2, -4, 9223372036854775807, 2)
@@ -517,7 +517,7 @@ for _mode in ("reflect", "replicate", "circular"):
     s(aten.pad.default, N(2, 3, 4, 5), [2, 1, 0, 3], _mode)
 s(aten.pad.default, T(2, 1, 1, 1), [2, 1, 0, 3], "replicate")
 
-# Several side by side --------------------------------------------------------------------------------------------------
+# Several side by side ------------------------------------------------------------------------------------------------
 
 _CATS = [aten.cat.default, aten.concat.default, aten.concatenate.default]
 s(_CATS, [T(2, 3), N(2, 1), T(2, 2)], 1)
@@ -529,7 +529,7 @@ s(aten.stack.default, [T(2, 3), N(2, 3), T(2, 3)], 1)
 s(aten.stack.default, [T(2, 3), Z(2, 3)], -1)
 s(aten.stack.default, [T(3)], 0, model=False)
 
-# Reading and writing by index ------------------------------------------------------------------------------------------
+# Reading and writing by index ----------------------------------------------------------------------------------------
 
 s(aten.index_select.default, T(2, 4, 3), 1, Ids(4, 6))
 s(aten.index_select.default, N(2, 4), -1, V([3, 0]))
@@ -573,7 +573,7 @@ s(aten.max_unpool2d.default, Z(2, 1, 1, 1), V([[[[1]]], [[[3]]]]), [2, 2])
 s(aten.max_unpool3d.default, Z(2, 1, 1, 1, 1), V([[[[[1]]]], [[[[0]]]]]), [1, 1, 2], [1, 1, 2], [0, 0, 0])
 s(aten.max_unpool3d.default, T(2, 1, 1, 1, 2), V([[[[[0, 7]]]], [[[[3, 4]]]]]), [2, 2, 2], [2, 2, 2], [0, 0, 0])
 
-# Convolutions ----------------------------------------------------------------------------------------------------------
+# Convolutions --------------------------------------------------------------------------------------------------------
 
 s(aten.conv1d.default, T(2, 3, 8), T(4, 3, 3), T(4), [2], [1])
 s(aten.conv1d.default, N(2, 4, 8), T(6, 2, 2), None, [1], [0], [3], 2)
@@ -600,7 +600,7 @@ s(aten.conv_transpose3d.input, Z(2, 2, 2, 2, 2), T(2, 1, 1, 2, 1), T(2), [1, 2, 
 s(aten.convolution.default, T(2, 2, 5, 5), T(3, 2, 3, 3), T(3), [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 s(aten.convolution.default, T(2, 2, 4), T(2, 3, 3), T(3), [2], [1], [1], True, [1], 1)
 
-# Pools -----------------------------------------------------------------------------------------------------------------
+# Pools ---------------------------------------------------------------------------------------------------------------
 
 s(aten.avg_pool1d.default, T(2, 3, 7), [3], [2], [1])
 s(aten.avg_pool1d.default, N(2, 3, 8), [2])
@@ -638,7 +638,7 @@ s(aten.adaptive_max_pool2d.default, T(2, 2, 2, 3), [4, 1], output=0)
 s(aten.adaptive_max_pool3d.default, T(2, 2, 4, 5, 3), [2, 2, 2], output=0)
 s(aten.adaptive_max_pool3d.default, Z(2, 1, 2, 2, 2), [1, 1, 1], output=0)
 
-# Interpolation and sampling --------------------------------------------------------------------------------------------
+# Interpolation and sampling ------------------------------------------------------------------------------------------
 
 for _vec, _size, _out, _scale in (
     ("upsample_linear1d", (5,), [8], [1.7]), ("upsample_bilinear2d", (4, 5), [7, 3], [2.0, 0.6]),
@@ -654,7 +654,8 @@ for _vec, _size, _out, _scale in (
 for _vec, _size, _out, _scale in (
     ("upsample_nearest1d", (5,), [8], [1.7]), ("upsample_nearest2d", (4, 5), [7, 3], [2.0, 0.6]),
     ("upsample_nearest3d", (2, 3, 4), [3, 5, 2], [1.5, 2.0, 0.5]), ("_upsample_nearest_exact1d", (5,), [8], [1.7]),
-    ("_upsample_nearest_exact2d", (4, 5), [7, 3], [2.0, 0.6]), ("_upsample_nearest_exact3d", (2, 3, 4), [3, 5, 2], [2.0] * 3),
+    ("_upsample_nearest_exact2d", (4, 5), [7, 3], [2.0, 0.6]),
+    ("_upsample_nearest_exact3d", (2, 3, 4), [3, 5, 2], [2.0] * 3),
 ):  # fmt: skip
     _packet = getattr(aten, _vec)
     s(_packet.vec, T(2, 2, *_size), _out, None)
@@ -671,7 +672,7 @@ s(aten.grid_sampler.default, T(2, 2, 3, 2, 4), T(2, 2, 2, 2, 3), 0, 0, True)
 s(aten.grid_sampler_3d.default, T(2, 1, 3, 2, 4), T(2, 2, 2, 2, 3), 0, 1, False)
 s(aten.grid_sampler_3d.default, T(2, 1, 3, 2, 4), T(2, 2, 2, 2, 3), 1, 2, True)
 
-# Norms -----------------------------------------------------------------------------------------------------------------
+# Norms ---------------------------------------------------------------------------------------------------------------
 
 for _op, _at in [(aten.batch_norm.default, None), (aten._native_batch_norm_legit_no_training.default, 0)]:
     _rest = (False, 0.1, 1e-5, True) if _at is None else (0.1, 1e-5)
@@ -705,7 +706,7 @@ s(aten._safe_softmax.default, T(2, 3, 4), -1)
 s(aten._safe_softmax.default, V([[-INF, -INF], [0.5, -INF]]), -1)
 s([aten.softmax.int, aten._safe_softmax.default], V([[0.3, -INF, 0.1], [0.0, 0.0, -INF]]), -1)
 
-# Attention -------------------------------------------------------------------------------------------------------------
+# Attention -----------------------------------------------------------------------------------------------------------
 
 _SDPA = aten.scaled_dot_product_attention.default
 s(_SDPA, T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 2))
@@ -715,7 +716,7 @@ s(_SDPA, T(2, 3, 4, 5), T(2, 3, 6, 5), T(2, 3, 6, 5), Hidden(4, 6))
 s(_SDPA, T(2, 2, 2), T(2, 2, 2), T(2, 2, 2), V([[False, False], [True, True]]))
 s(_SDPA, T(2, 4, 3, 5), T(2, 2, 6, 5), T(2, 2, 6, 5), enable_gqa=True)
 
-# Recurrent cells -------------------------------------------------------------------------------------------------------
+# Recurrent cells -----------------------------------------------------------------------------------------------------
 
 
 def _cell(

@@ -240,5 +240,7 @@ def test_bias_mass_is_shared_by_channels():
     torch.manual_seed(0)
     x = torch.randn(BATCH, 3, 6, 5, dtype=torch.float64)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30, CLASSES)).double().eval()
-    C_b = omenn_fx.transform(model, x)(x).C_b
+    explanation = omenn_fx.transform(model, x)(x)
+    C_b = explanation.C_b
     assert_near(C_b, C_b[:, :1].expand_as(C_b), 1e-12)
+    assert_near(C_b.sum((1, 2, 3)), explanation.bias.total, 1e-12, size=explanation.scale)

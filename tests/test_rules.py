@@ -100,7 +100,7 @@ def last_and(dense: Mass, last: Even) -> Mass:
     return dense + Mass((last,), dense.shape)
 
 
-# The table -------------------------------------------------------------------------------------------------------------
+# The table -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_operator_with_a_form_has_samples():
@@ -113,7 +113,7 @@ def test_every_operator_with_a_form_has_samples():
 
 def test_opaque_operators_are_these():
     """A form for one of them, or a new one, changes what is explained: it is to be written down here."""
-    assert OPAQUE == sorted(OPAQUE_OPERATORS.split())
+    assert sorted(OPAQUE_OPERATORS.split()) == OPAQUE
 
 
 OPAQUE_OPERATORS = """
@@ -153,7 +153,7 @@ def test_unknown_rule_set_names_the_known_ones():
         rule_set("lrp")
 
 
-# Invariants ------------------------------------------------------------------------------------------------------------
+# Invariants ----------------------------------------------------------------------------------------------------------
 
 
 @each
@@ -203,9 +203,8 @@ def test_mass(sample, content, policy):
         call, form = form_of(sample, dtype, content)
         lowest = max((call.out.dtype, dtype), key=NODE.__getitem__)
         shown = Call(call.op, call.operands, call.out, call.content, call.output)
-        if not all(call.at(slot).isfinite().all() for slot in content):
-            if policy == "contribution":
-                continue  # contributions of -inf: the twin never meets them, the mask's own form holds 0 there
+        if policy == "contribution" and not all(call.at(slot).isfinite().all() for slot in content):
+            continue  # contributions of -inf: the twin never meets them, the mask's own form holds 0 there
         for kind, mass in masses(call.out).items():
             carried = POLICIES[policy](shown, form, mass)
             assert set(carried) == set(content)
@@ -326,7 +325,7 @@ def test_finite(sample, content):
             assert share.shape == call.out.shape
 
 
-# Numerical care --------------------------------------------------------------------------------------------------------
+# Numerical care ------------------------------------------------------------------------------------------------------
 
 RATIOS = [
     sample.op for sample in SAMPLES
@@ -355,7 +354,7 @@ def _at(op, x: torch.Tensor) -> tuple[Call, Affine]:
 @pytest.mark.parametrize("op", RATIOS, ids=name_of)
 def test_slope_at_zero_is_the_limit(op):
     """W at 0 is between the slopes on both sides."""
-    zero, form = _at(op, torch.zeros(3, dtype=F64))
+    _, form = _at(op, torch.zeros(3, dtype=F64))
     at0 = form.terms[Slot("self")].apply(torch.ones(3, dtype=F64))
     sides = torch.stack([_at(op, torch.full((3,), h, dtype=F64))[1].terms[Slot("self")].apply(torch.ones(3, dtype=F64))
                          for h in (-1e-7, 1e-7)])  # fmt: skip
@@ -396,10 +395,10 @@ def test_infinite_masks_hold_no_bias():
     masked = [(call, form) for call, form in masked if not call.out.isfinite().all()]
     assert len(masked) == 3
     for call, form in masked:
-        assert form.bias.dense(call.out).isfinite().all(), sample.op
+        assert form.bias.dense(call.out).isfinite().all(), call.op
 
 
-# Shapes that no table foresees -----------------------------------------------------------------------------------------
+# Shapes that no table foresees ---------------------------------------------------------------------------------------
 
 shapes = settings(derandomize=True, deadline=None, max_examples=25)
 
@@ -607,7 +606,7 @@ def test_einsum_equations(data):
     assert_invariants(aten.einsum.default, f"{one},{two}->b{kept}", tensors)
 
 
-# In a model ------------------------------------------------------------------------------------------------------------
+# In a model ----------------------------------------------------------------------------------------------------------
 
 
 class Calls(torch.nn.Module):

@@ -1,0 +1,207 @@
+"""Where the batch lies in a value whose first dimension is no longer the batch: biases are summed sample by sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import omenn_fx
+from omenn_fx.batch import Layout, layouts
+from omenn_fx.mass import Even, Mass, Product
+
+F64 = torch.float64
+N, T, HEADS, D = 3, 4, 2, 6  # a batch of three: no other size is a multiple of it
+
+
+def x(*shape):
+    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(5))
+
+
+class Calls(nn.Module):
+    def __init__(self, forward, size=D):
+        super().__init__()
+        self.function = forward
+        self.one, self.two, self.out = (nn.Linear(size, k, dtype=F64) for k in (size, size, 5))
+
+    def forward(self, u):
+        return self.function(self, u)
+
+
+def heads_beside_batch(m, u):
+    """[T, N * heads, d], as in nn.MultiheadAttention."""
+    y = m.one(u).transpose(0, 1).contiguous().view(T, -1, D // HEADS).transpose(0, 1) + 0.5
+    y = torch.bmm(torch.softmax(y @ y.transpose(1, 2), -1), y) + 0.25
+    y = y.transpose(0, 1).reshape(T, -1, D)
+    return m.out(y).mean(0)
+
+
+def windows(m, u):
+    """[N * windows, tokens, d], as in Swin: windows are innermost."""
+    y = m.one(u).view(-1, 2, 2, D).reshape(-1, 2, D) + 1.5
+    y = F.gelu(m.two(y)).view(-1, 4, D)
+    return m.out(y).mean(1)
+
+
+def windows_outermost(m, u):
+    """[windows * N, tokens, d]: the windows cut along the batch and put one after the other."""
+    y = torch.cat([m.one(u[:, :2]), m.one(u[:, 2:])], 0) + 0.5
+    y = F.gelu(m.two(y))
+    first, second = y.split(u.shape[0], 0)
+    return m.out(first + second).mean(1)
+
+
+def heads_outermost(m, u):
+    """Heads split from the channels and joined along dimension 0, as in early linear attentions."""
+    y = torch.stack(m.one(u).split(D // HEADS, -1)).flatten(0, 1) + 0.5
+    y = torch.softmax(y @ y.transpose(1, 2), -1) @ y + 0.25
+    y = y.unflatten(0, (HEADS, -1)).permute(1, 2, 0, 3).flatten(2)
+    return m.out(y).mean(1)
+
+
+def time_first(m, u):
+    """[T, N, d], transposed once and never back until the end."""
+    y = torch.relu(m.one(u.permute(1, 0, 2))) + 0.5
+    return m.out(y).transpose(0, 1).mean(1)
+
+
+def tokens_as_rows(m, u):
+    """[N * T, d], and a last layer on [N, T * ...]."""
+    y = m.one(u.reshape(-1, D)).relu() + 0.5
+    return m.out(m.two(y)).view(-1, T, 5).sum(1)
+
+
+def batch_in_the_middle(m, u):
+    """[d, N, T] and [T * d, N] before the batch comes back."""
+    y = m.one(u).movedim(2, 0) + 0.5
+    y = (y.permute(2, 0, 1).flatten(0, 1) + 0.25).t().reshape(-1, T, D)
+    return m.out(y).mean(1)
+
+
+def batch_last(m, u):
+    y = m.one(u).permute(1, 2, 0) * 2 + 1.0
+    return m.out(y.permute(2, 0, 1)).sum(1)
+
+
+def repeated(m, u):
+    """[N * 2, T, d], the copies of a sample side by side, as for several answers to one question."""
+    y = m.one(u).repeat_interleave(2, 0) + torch.tensor([0.5, 1.5], dtype=F64).repeat(u.shape[0])[:, None, None]
+    return m.out(m.two(y).relu()).view(-1, 2, T, 5).sum((1, 2))
+
+
+def pooled_channels(m, u):
+    """Channels as samples of one channel each: [N * d, 1, T]."""
+    y = m.one(u).transpose(1, 2).reshape(-1, 1, T) + 0.5
+    y = F.conv1d(y, torch.ones(1, 1, 3, dtype=F64), torch.ones(1, dtype=F64), padding=1)
+    return m.out(y.view(-1, D, T).transpose(1, 2)).mean(1)
+
+
+FOLDED = {
+    heads_beside_batch: {Layout(1, 1, HEADS), Layout(0, 1, HEADS), Layout(1)},
+    windows: {Layout(0, 1, 2)},
+    windows_outermost: {Layout(0, 2, 1)},
+    heads_outermost: {Layout(0, HEADS, 1), Layout(1)},
+    time_first: {Layout(1)},
+    tokens_as_rows: {Layout(0, 1, T)},
+    batch_in_the_middle: {Layout(1), Layout(2)},
+    batch_last: {Layout(2)},
+    repeated: {Layout(0, 1, 2)},
+    pooled_channels: {Layout(0, 1, D)},
+}
+each = pytest.mark.parametrize("forward", FOLDED, ids=lambda f: f.__name__)
+
+
+@each
+def test_layouts(forward):
+    """The layouts of the content values are those of the model's views, beside the batch in dimension 0."""
+    explainer = omenn_fx.transform(Calls(forward).eval(), x(N, T, D))
+    found = set(layouts(explainer._ready.tagged).values())
+    assert found - {Layout(0)} == FOLDED[forward] - {Layout(0)}
+
+
+@each
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_bias_table_is_that_of_each_sample_alone(forward, dynamic):
+    model, u = Calls(forward).eval(), x(N, T, D)
+    together = omenn_fx.transform(model, u, dynamic_batch=dynamic)(u)
+    assert (together.completeness_error <= 1e-10).all()
+    assert len(together.bias) >= 3
+    alone = omenn_fx.transform(model, u[:1], dynamic_batch=dynamic)
+    for i in range(N):
+        single = alone(u[i : i + 1], target=int(together.target[i]))
+        assert list(single.bias) == list(together.bias)
+        for name in together.bias:
+            torch.testing.assert_close(together.bias[name][i : i + 1], single.bias[name], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(together.C[i : i + 1], single.C, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(together.C_b[i].sum(), together.bias.total[i], rtol=1e-10, atol=1e-12)
+
+
+@each
+def test_other_batch_sizes_share_the_capture(forward):
+    """A capture at one batch size explains any other."""
+    model, u = Calls(forward).eval(), x(8, T, D)
+    explainer = omenn_fx.transform(model, u[:N])
+    before = explainer.graph_module
+    for size in (8, 1, 4):
+        explanation = explainer(u[:size])
+        torch.testing.assert_close(explanation.outputs, model(u[:size]))
+        assert (explanation.completeness_error <= 1e-10).all()
+    assert explainer.graph_module is before
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@each
+def test_sizes_that_divide_each_other(forward, size):
+    """Batches as long as the tokens, or as the heads, are told apart by where the views put them."""
+    model, u = Calls(forward).eval(), x(size, T, D)
+    together = omenn_fx.transform(model, u, dynamic_batch=False)(u)
+    want = omenn_fx.transform(model, x(N, T, D))(u, target=together.target)
+    for name in want.bias:
+        torch.testing.assert_close(together.bias[name], want.bias[name], rtol=1e-10, atol=1e-12)
+
+
+MIXED = {
+    "a batch statistic": lambda m, u: m.out(u).mean(1) + m.one(u).mean((0, 1))[:5],
+    "softmax over the batch": lambda m, u: torch.softmax(m.out(u).mean(1), 0),
+    "a sum over the samples before": lambda m, u: m.out(u).mean(1).cumsum(0),
+    "a batch turned round": lambda m, u: m.out(u).mean(1).flip(0),
+    "a batch rolled as a flat list": lambda m, u: torch.roll(m.out(u).mean(1), 1),
+}
+
+
+@pytest.mark.parametrize("forward", MIXED.values(), ids=MIXED)
+def test_samples_that_are_mixed_are_refused(forward):
+    """No explanation per sample exists there."""
+    with pytest.raises(omenn_fx.OmennError, match="mixes the samples of a batch"):
+        omenn_fx.transform(Calls(forward).eval(), x(N, T, D))
+
+
+def test_one_sample_needs_no_layout():
+    """With a fixed batch of one every position belongs to it, wherever it goes."""
+    model = Calls(lambda m, u: m.out(u).mean(1) + m.one(u).mean((0, 1))[:5]).eval()
+    explanation = omenn_fx.transform(model, x(1, T, D), dynamic_batch=False)(x(1, T, D))
+    assert (explanation.completeness_error <= 1e-10).all()
+
+
+# The sum itself ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [Layout(0), Layout(1), Layout(0, 2, 1), Layout(1, 1, 2), Layout(2, 2, 2)])
+@pytest.mark.parametrize("kind", ["dense", "even", "product", "product along the batch", "parts"])
+def test_per_sample(layout, kind):
+    shape = [5, 4, 6]
+    shape[layout.dim] = layout.outer * N * layout.inner
+    other = (layout.dim + 1) % 3
+    even = [1 if d == other else s for d, s in enumerate(shape)]
+    parts = {
+        "dense": (Even(x(*shape)),),
+        "even": (Even(x(*even), frozenset({other})),),
+        "product": (Product(x(*shape), x(shape[other]), other, 3),),
+        "product along the batch": (Product(x(*shape), x(shape[layout.dim]), layout.dim, 3),),
+        "parts": (Even(x(*shape)), Even(x(*even), frozenset({other})), Product(x(*shape), x(shape[2]), 2, 3)),
+    }[kind]
+    mass = Mass(parts, shape)
+    got = layout.per_sample(mass)
+    rows = mass.dense().movedim(layout.dim, 0).reshape(layout.outer, N, -1)
+    torch.testing.assert_close(got, rows.sum((0, 2)))
