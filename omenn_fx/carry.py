@@ -33,7 +33,8 @@ def carrier(call: Call, form: Affine, mass: Mass) -> dict[Slot, Mass]:
 def contribution(call: Call, form: Affine, mass: Mass) -> dict[Slot, Mass]:
     """Mass in proportion to the contributions |W_vu h_u| (the z-rule of LRP with |W| |h|), stabilised."""
     magnitudes: dict[Slot, Linear] = {slot: linear.magnitude() for slot, linear in form.terms.items()}
-    sizes = {slot: torch.abs(call.at(slot)) for slot in form.terms}
+    # a masked position, at -inf, contributes nothing
+    sizes = {slot: torch.nan_to_num(torch.abs(call.at(slot)), posinf=0.0) for slot in form.terms}
     whole: Any = None
     for slot, linear in magnitudes.items():
         z = linear.apply(sizes[slot])

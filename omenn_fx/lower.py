@@ -113,14 +113,14 @@ class Traced(fx.Proxy):
 
 def _fake(node: fx.Node, mode: Any) -> Any:
     """Shape and dtype of a node, found when first asked for (with those of all nodes before it)."""
-    missing, found = [node], list[fx.Node]()
+    missing, found = [node], set[fx.Node]()
     while missing:
         at = missing.pop()
-        if "val" not in at.meta:
-            found.append(at)
+        if "val" not in at.meta and at not in found:  # once: the number of paths grows exponentially
+            found.add(at)
             missing += at.all_input_nodes
     order = {n: i for i, n in enumerate(node.graph.nodes)} if len(found) > 1 else {}
-    for at in sorted(dict.fromkeys(found), key=lambda n: order.get(n, 0)):
+    for at in sorted(found, key=lambda n: order.get(n, 0)):
         args, kwargs = fx.map_arg((at.args, at.kwargs), lambda n: n.meta["val"])
         target: Any = at.target
         with mode, enable_python_dispatcher(), torch.no_grad():

@@ -57,7 +57,11 @@ class GroupedHeads(Linear):
         return self
 
 
-@rule(aten.scaled_dot_product_attention.default, content="value")
+@rule(
+    aten.scaled_dot_product_attention.default,
+    content="value",
+    accepts=lambda operands: operands["dropout_p"] == 0,  # dropped at random it has no fixed weights
+)
 def _attention(call: Call) -> Linear:
     value = list(call.shape())
     if not call["enable_gqa"]:

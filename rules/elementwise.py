@@ -137,12 +137,16 @@ def _exponential(call: Call) -> tuple[Linear, Bias]:
     return Diagonal(quotient(torch.expm1(rate * x), x, rate), x.shape, call.out.shape), Bias(1.0)
 
 
-@ratio(aten.pow.Tensor_Scalar)
-def _power(call: Call) -> Tensor:
-    exponent = call["exponent"]
+@rule(aten.pow.Tensor_Scalar)
+def _power(call: Call) -> tuple[Linear, Bias | None]:
+    x, exponent = call.x, call["exponent"]
+    if exponent == 0:
+        return Diagonal(0.0, x.shape, call.out.shape), Bias(1.0)
     if exponent == 2:
-        return call.x
-    return torch.pow(call.x, exponent - 1) if exponent >= 1 else quotient(call.out, call.x, 0.0)
+        slope = x
+    else:
+        slope = torch.pow(x, exponent - 1) if exponent >= 1 else quotient(call.out, x, 0.0)
+    return Diagonal(slope, x.shape, call.out.shape), None
 
 
 @ratio(aten.pow.Tensor_Tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +32,14 @@ def _batch_norm(call: Call) -> tuple[Linear, Bias | None]:
     return Diagonal(_channelwise(scale, len(shape)), shape, call.out.shape), Bias(shift, dim=1)
 
 
-rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, content="input")(_batch_norm)
+def _in_eval(operands: Mapping[str, Any]) -> bool:
+    """Statistics of the batch would mix its samples."""
+    return not operands.get("training", False)
+
+
+rule(
+    aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, content="input", accepts=_in_eval
+)(_batch_norm)
 
 
 def _affine(call: Call, inner: Linear, weight: Any, bias: Bias | None) -> tuple[Linear, Bias | None]:

@@ -391,6 +391,41 @@ def test_product_of_two_explained_inputs_is_split():
     torch.testing.assert_close(first.C, second.C)
 
 
+@pytest.mark.parametrize("bias", ["carrier", "contribution"])
+@pytest.mark.parametrize("mask", ["filled", "added", "chosen"])
+def test_masked_softmax_as_the_output(mask, bias):
+    """Forbidden actions at -inf: they add nothing, and nothing becomes NaN."""
+    forbidden = torch.tensor([[False, True, False, False], [True, False, False, True]])
+
+    def forward(m, u):
+        scores = u @ m.w + m.b
+        if mask == "filled":
+            scores = scores.masked_fill(forbidden, -math.inf)
+        elif mask == "added":
+            scores = scores + torch.zeros(2, 4, dtype=F64).masked_fill(forbidden, -math.inf)
+        else:
+            scores = torch.where(forbidden, torch.tensor(-math.inf, dtype=F64), scores)
+        return torch.softmax(scores, -1)
+
+    explainer, explanation = explained(Calls(forward, w=(3, 4), b=(4,)), x(2, 3), dynamic_batch=False, bias=bias)
+    assert explanation.C.isfinite().all()
+    torch.testing.assert_close(explanation.C_b.sum(1), explanation.bias.total)
+    nothing = explainer(x(2, 3), target=torch.tensor([1, 0]))
+    assert (nothing.value == 0).all()
+    assert (nothing.C == 0).all()
+
+
+def test_random_and_batch_statistics_are_unsupported():
+    """Calls of known operators that have no fixed affine form."""
+    calls = {
+        "scaled_dot_product_attention": lambda m, u: F.scaled_dot_product_attention(u, u, u, dropout_p=0.5).mean(1),
+        "batch_norm": lambda m, u: F.batch_norm(u.mean(1), None, None, training=True),
+    }
+    for name, forward in calls.items():
+        with pytest.raises(omenn_fx.UnsupportedOpError, match=name):
+            omenn_fx.transform(Calls(forward).eval(), x(2, 4, 3))
+
+
 def test_sum_of_logits_with_softmax_output():
     """A softmax that is the output itself is content, not a gate."""
     explainer, explanation = explained(Calls(lambda m, u: torch.softmax(u @ m.w, -1), w=(3, 4)), x(2, 3))
