@@ -168,7 +168,7 @@ def _widen(node: fx.Node) -> bool:
 
 def _refresh(node: fx.Node) -> None:
     """Recorded shapes and dtypes behind a widened cast."""
-    values = [n.meta.get("val") for n in node.all_input_nodes]
+    values = pytree.tree_leaves([n.meta.get("val") for n in node.all_input_nodes])  # a getitem reads a tuple
     mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
     if mode is not None and callable(node.target):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])

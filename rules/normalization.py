@@ -37,9 +37,9 @@ def _in_eval(operands: Mapping[str, Any]) -> bool:
     return not operands.get("training", False)
 
 
-rule(
-    aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, content="input", accepts=_in_eval
-)(_batch_norm)
+rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, content="input", accepts=_in_eval)(
+    _batch_norm
+)
 
 
 def _affine(call: Call, inner: Linear, weight: Any, bias: Bias | None) -> tuple[Linear, Bias | None]:

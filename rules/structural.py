@@ -150,12 +150,11 @@ moves(aten.roll.default, back=_roll_back)
 
 
 def _slice_back(call: Call, g: Tensor) -> Tensor:
-    start, end = call["start"] or 0, call["end"]
-    size = call.shape()[call["dim"]]
-    if call["step"] == 1 and start == 0 and isinstance(end, int) and isinstance(size, int) and end >= size:
-        return g
-    if start == 0 and end == 2**63 - 1 and call["step"] == 1:
-        return g
+    start, end, size = call["start"], call["end"], call.shape()[call["dim"]]
+    if call["step"] == 1 and (start is None or (isinstance(start, int) and start == 0)):  # any of them may be symbolic
+        known = isinstance(end, int)
+        if end is None or (known and (end == 2**63 - 1 or (isinstance(size, int) and end >= size))):
+            return g
     return torch.slice_scatter(zeros(g, call.shape()), g, call["dim"], call["start"], call["end"], call["step"])
 
 

@@ -84,6 +84,14 @@ def batch_last(m, u):
     return m.out(y.permute(2, 0, 1)).sum(1)
 
 
+def halves(m, u):
+    """Two passes in one batch, as in classifier-free guidance, cut apart by slices and by chunk."""
+    y = torch.cat([m.one(u), m.two(u)]) + 0.5
+    y = torch.relu(y[: u.shape[0]]) + y[u.shape[0] :]
+    first, second = torch.cat([y, 2 * y]).chunk(2)
+    return m.out(first * 0.5 + second).mean(1)
+
+
 def repeated(m, u):
     """[N * 2, T, d], the copies of a sample side by side, as for several answers to one question."""
     y = m.one(u).repeat_interleave(2, 0) + torch.tensor([0.5, 1.5], dtype=F64).repeat(u.shape[0])[:, None, None]
@@ -106,6 +114,7 @@ FOLDED = {
     tokens_as_rows: {Layout(0, 1, T)},
     batch_in_the_middle: {Layout(1), Layout(2)},
     batch_last: {Layout(2)},
+    halves: {Layout(0, 2, 1)},
     repeated: {Layout(0, 1, 2)},
     pooled_channels: {Layout(0, 1, D)},
 }

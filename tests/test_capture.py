@@ -309,6 +309,18 @@ def test_widening_of_float32_islands():
                if isinstance(v.meta.get("val"), torch.Tensor))  # fmt: skip
 
 
+def test_widening_reaches_behind_a_tuple():
+    """Mixtral's router: top-k of a softmax in float32."""
+
+    def forward(m, u):
+        weights, chosen = torch.topk(torch.softmax(m.one(u), -1, dtype=torch.float32), 2)
+        weights = weights / weights.sum(-1, keepdim=True)
+        return torch.gather(m.two(u), 1, chosen) * weights.to(u.dtype) + weights.max(1, keepdim=True)[0]
+
+    explainer = omenn_fx.transform(Calls(forward, one=linear(3, 4), two=linear(3, 4)).eval(), x(2, 3))
+    assert (explainer(x(2, 3)).completeness_error <= 1e-12).all()
+
+
 def test_half_precision_islands_of_a_float32_model():
     """A part in bfloat16, as under autocast: adjoints and bias masses cross the casts with the values."""
 
