@@ -1,0 +1,206 @@
+"""Every architecture of the zoo under the invariants: what omenn-fx explains, how exactly, and how long it takes.
+
+    python benchmarks/coverage.py                                       # all 578; skips what the result file has
+    python benchmarks/coverage.py --group plain --group huggingface
+    python benchmarks/coverage.py --model timm/resnet18 --again
+    python benchmarks/coverage.py --show                                # the table of the result file alone
+
+Each model runs in a process of its own, in float64 and in float32; the result file is written after every model.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import signal
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+sys.path.append(str(Path(__file__).resolve().parent))
+import zoo
+from zoo import pool
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LARGE = 250_000_000  # parameters: such a model runs alone, it needs the machine's memory
+DTYPES = ("float64", "float32")
+Results = dict[str, dict[str, Any]]
+
+
+def task(name: str, send: Callable[[str, Any], None]) -> None:
+    """One model, in its own process: the time of torch.export, then both dtypes."""
+    from zoo.check import check, export_seconds
+
+    send("export_seconds", export_seconds(name))
+    for dtype in DTYPES:
+        send(dtype, check(name, dtype))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    send("peak_gib", round(used.ru_maxrss / 2**20, 2))
+    send("processor_seconds", round(used.ru_utime + used.ru_stime, 1))
+
+
+def record_of(outcome: pool.Outcome) -> dict[str, Any]:
+    """The line of the result file; a dtype that sent nothing failed for the reason that ended the process."""
+    lost = {"status": "failed", "reasons": [outcome.ended or "sent no result"]}
+    dtypes = {dtype: outcome.sent.get(dtype, lost) for dtype in DTYPES}
+    return {
+        "seconds": outcome.seconds,
+        **{key: outcome.sent.get(key) for key in ("processor_seconds", "peak_gib", "export_seconds")},
+        **dtypes,
+    }
+
+
+# The result file ---------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Results:
+    return json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else {}
+
+
+def write(path: Path, results: Results) -> None:
+    """One model a line, in the order of the zoo; the old file stays until the new one is whole."""
+    import torch
+
+    from omenn_fx import __version__
+
+    setting = {"omenn_fx": __version__, "torch": torch.__version__, "machine": platform.machine()}
+    known = list(zoo.census())
+    order = sorted(results, key=lambda n: (known.index(n) if n in known else len(known), n))
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(results[name])}" for name in order)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(
+        f'{{\n "setting": {json.dumps(setting)},\n "models": {{\n{lines}\n }}\n}}\n', encoding="utf-8"
+    )
+    unfinished.replace(path)
+
+
+def wanted(groups: list[str], models: list[str]) -> list[str]:
+    """The names to run: those given, or those of the groups, small models first."""
+    unknown = [g for g in groups if g not in zoo.GROUPS] + [
+        m for m in models if m not in zoo.census() and not m.startswith("timm/")
+    ]
+    if unknown:
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: groups are {', '.join(zoo.GROUPS)}; names.json lists the models"
+        )
+    names = models or [n for n in zoo.census() if not groups or n.partition("/")[0] in groups]
+    return sorted(names, key=lambda n: (list(zoo.GROUPS).index(n.partition("/")[0]), size(n)))
+
+
+def size(name: str) -> int:
+    entry = zoo.census().get(name)
+    return entry.parameters if entry else 0
+
+
+def available(names: Iterable[str], console: Console) -> list[str]:
+    """The names less the groups whose libraries are not installed, which are named."""
+    absent = {group: libraries for group in zoo.GROUPS if (libraries := zoo.missing(group))}
+    names = list(names)
+    for group, libraries in absent.items():
+        if any(n.startswith(f"{group}/") for n in names):
+            console.print(f"[yellow]{group} is left out: {', '.join(libraries)} is not installed")
+    return [n for n in names if n.partition("/")[0] not in absent]
+
+
+# Tables ------------------------------------------------------------------------------------------------------------
+
+
+def show(results: Results, console: Console) -> None:
+    """A line for each family, then every failure with its reasons."""
+    table = Table(title="coverage: random weights, randomised biases and norm statistics")
+    columns = (
+        "models",
+        "cannot be exported",
+        "passed in float64",
+        "passed in float32",
+        "transform / export",
+        "slowest",
+    )
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for group in zoo.GROUPS:
+        rows = [r for name, r in results.items() if name.startswith(f"{group}/")]
+        if rows:
+            table.add_row(group, *_cells(rows))
+    table.add_section()
+    table.add_row("[bold]all", *_cells(list(results.values())))
+    console.print(table)
+    for name, result in results.items():
+        for dtype in DTYPES:
+            if result[dtype]["status"] == "failed":
+                console.print(f"[red]{name}[/] {dtype}: {'; '.join(result[dtype]['reasons'])}", highlight=False)
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[str]:
+    exportable = [r for r in rows if r["float64"]["status"] != "not exportable"]
+    passed = {d: sum(r[d]["status"] == "passed" for r in exportable) for d in DTYPES}
+    timed = [r for r in exportable if r["export_seconds"] and "transform_seconds" in r["float32"]]
+    ratios = [r["float32"]["transform_seconds"] / r["export_seconds"] for r in timed]
+    slowest = max((r["float32"]["transform_seconds"] for r in timed), default=None)
+    return [
+        str(len(rows)),
+        str(len(rows) - len(exportable)),
+        *(f"{passed[d]} / {len(exportable)}" for d in DTYPES),
+        f"{statistics.median(ratios):.2f}" if ratios else "-",
+        f"{slowest:.1f} s" if slowest else "-",
+    ]
+
+
+def main(
+    group: Annotated[list[str] | None, typer.Option(help="plain, huggingface, pyg, segmentation, ...")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="names as in zoo/names.json; any name of timm's")] = None,
+    workers: int = 2,
+    timeout: Annotated[float, typer.Option(help="seconds for one model")] = 300,
+    memory: Annotated[float, typer.Option(help="GiB for one model; a very large one has that of all workers")] = 10,
+    out: Path = RESULTS / "coverage.json",
+    limit: Annotated[int | None, typer.Option(help="run at most so many models")] = None,
+    again: Annotated[bool, typer.Option("--again", help="also what the result file has")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="what the result file has as failed, again")] = False,
+    only_show: Annotated[bool, typer.Option("--show", help="run nothing")] = False,
+) -> None:
+    """Check every model of the zoo and write the result as JSON."""
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
+        signal.signal(stop, signal.default_int_handler)
+    console = Console()
+    results = read(out)
+    names = wanted(group or [], model or [])
+    done = {
+        n for n, r in results.items() if not (failed and "failed" in (r["float64"]["status"], r["float32"]["status"]))
+    }
+    queue = [] if only_show else available((n for n in names if again or n not in done), console)[:limit]
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    try:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("", total=len(queue))
+            for outcome in pool.run(task, queue, workers, timeout, memory, alone=lambda n: size(n) > LARGE):
+                record = record_of(outcome)
+                write(out, read(out) | {outcome.name: record})  # read anew: another run may have added models
+                states = ", ".join(f"{d} {record[d]['status']}" for d in DTYPES)
+                progress.update(bar, advance=1, description=f"{outcome.name}: {states}")
+        stopped = False
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out.name} has every model that was finished, the same command goes on from there")
+        stopped = True
+    chosen = set(names)
+    show({n: r for n, r in read(out).items() if n in chosen}, console)
+    raise typer.Exit(130 if stopped else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
