@@ -41,8 +41,8 @@ def contribution(call: Call, form: Affine, mass: Mass) -> dict[Slot, Mass]:
         whole = z if whole is None else whole + z
     dense = mass.dense()
     tiny = 1e-6 * whole.mean() + 1e-30
-    ratio = dense / (whole + tiny)
-    rest = carrier(call, form, Mass((Even(ratio * tiny),), mass.shape))
+    ratio = torch.where(whole > tiny, dense / (whole + tiny), torch.zeros_like(dense))
+    rest = carrier(call, form, Mass((Even(torch.where(whole > tiny, ratio * tiny, dense)),), mass.shape))
     return {
         slot: Mass((Even(sizes[slot] * linear.transpose(ratio)),), call.shape(slot)) + rest[slot]
         for slot, linear in magnitudes.items()

@@ -228,7 +228,10 @@ class Explainer(nn.Module):
         Args:
             *args, **kwargs: the model's own inputs.
             target: None: the top output of each row; int: that class; tuple of ints: a position of outputs
-                [N, A, B, ...]; LongTensor [N]: a class per row; LongTensor [N, T]: T targets at once.
+                [N, A, B, ...]; tuple with slices, `...` or boolean masks: the sum of what it indexes in a row (a class
+                over a region); LongTensor [N]: a class per row; LongTensor [N, T]: T targets at once; a floating-point
+                tensor: the weights of a sum over the outputs, of shape [...] (all rows alike), [N, ...] or
+                [N, T, ...]; a callable: outputs -> one of these.
 
         Raises:
             InputError: not tensors, another rank or dtype, NaN or inf (names the input).
@@ -252,7 +255,7 @@ class Explainer(nn.Module):
         biased = program.graph_module.meta["biased"]
         shares = _together([r["bias"] for r in results], resolved.several) if biased else None
         value = resolved.value(outputs)
-        return Explanation(outputs, resolved.index, value, inputs, BiasTable(biased, shares, value))
+        return Explanation(outputs, resolved.target, value, inputs, BiasTable(biased, shares, value))
 
     # Looking inside -----------------------------------------------------------------------------------------------
 

@@ -75,7 +75,8 @@ class Explanation:
 
     Attributes:
         outputs: the output tensor that holds the explained value, as the model computes it: [N, K].
-        target: the explained positions, int64 [N] (or [N, T]); flat positions where outputs have more than two dims.
+        target: the explained positions, int64 [N] (or [N, T]); flat positions where outputs have more than two dims;
+            the weights of the outputs' shape (or [N, T, ...]) where a weighted sum is explained.
         value: the explained outputs f_t, [N] (or [N, T]).
         inputs: name -> InputExplanation of each explained input.
         bias: node -> its bias share.
@@ -147,7 +148,9 @@ class Explanation:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{n}: {tuple(i.C_w.shape)}" for n, i in self.inputs.items())
         error = float(self.completeness_error.max()) if self.value.numel() else 0.0
+        weights = self.target.is_floating_point()
+        target = f"weights of {tuple(self.target.shape)}" if weights else self.target.tolist()
         return (
-            f"Explanation(target={self.target.tolist()}, value={self.value.tolist()}, sum={self.sum.tolist()}, "
+            f"Explanation(target={target}, value={self.value.tolist()}, sum={self.sum.tolist()}, "
             f"C of {shapes}, completeness_error={error:.1e})"
         )

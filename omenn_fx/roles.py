@@ -254,7 +254,7 @@ class _Tagger:
             elif rule.gate:
                 self._gates[node] = True
             else:
-                live = [o for o in call.all_input_nodes if o in self.live]
+                live = [o for _, o in slots_of(call, rule) if o in self.live]  # not an index, not a condition
                 self._gates[node] = rule.passes_gate and bool(live) and all(self.is_gate(o) for o in live)
         return self._gates[node]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ import torch
 from omenn_fx.errors import OutputError, TargetError
 
 Tensor = torch.Tensor
-Target = int | Sequence[int] | Tensor | None
+Part = int | slice | EllipsisType | Tensor
+Chosen = int | Sequence[Part] | Tensor | None
+Target = Chosen | Callable[[Tensor], Chosen]
 
 
 def _rows(outputs: Tensor) -> Tensor:
@@ -21,50 +24,81 @@ def _rows(outputs: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """A target as flat positions in each row of the output: [N], or [N, T] for several at once."""
+class Positions:
+    """One output value per row: flat positions in each row of the output, [N], or [N, T] for several at once."""
 
-    index: Tensor
+    target: Tensor
     several: bool
 
     def value(self, outputs: Tensor) -> Tensor:
         """The explained values: shape [N] or [N, T]."""
-        rows = _rows(outputs)
-        picked = rows.gather(1, self.index if self.several else self.index[:, None])
+        picked = _rows(outputs).gather(1, self.target if self.several else self.target[:, None])
         return picked if self.several else picked[:, 0]
 
     def cotangents(self, outputs: Tensor) -> list[Tensor]:
         """One one-hot tensor of the output's shape for each target."""
-        columns = self.index.unbind(1) if self.several else (self.index,)
+        columns = self.target.unbind(1) if self.several else (self.target,)
         zeros = _rows(torch.zeros_like(outputs))
         return [zeros.scatter(1, c[:, None], 1.0).reshape(outputs.shape) for c in columns]
 
 
-def resolve(target: Target, outputs: Tensor) -> Resolved:
+@dataclass(frozen=True)
+class Weights:
+    """A weighted sum of output values per row: weights of the outputs' shape, or [N, T, ...] for several at once."""
+
+    target: Tensor
+    several: bool
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """The explained values: shape [N] or [N, T]. What has weight 0 may be infinite (masked logits)."""
+        outputs = outputs.unsqueeze(1) if self.several else outputs
+        terms = torch.where(self.target == 0, torch.zeros_like(self.target), self.target * outputs)
+        lead = 2 if self.several else 1
+        return terms.flatten(lead).sum(-1) if terms.ndim > lead else terms
+
+    def cotangents(self, outputs: Tensor) -> list[Tensor]:
+        """The weights themselves."""
+        return list(self.target.unbind(1)) if self.several else [self.target]
+
+
+def resolve(target: Target, outputs: Tensor) -> Positions | Weights:
     """Resolve a target against outputs [N, ...].
 
     None: the largest output of each row. int: that class for every row (outputs [N, K]). A tuple of ints: that
-    position of outputs [N, A, B, ...]. LongTensor [N]: one class per row; [N, T]: T per row at once.
+    position of outputs [N, A, B, ...]; with slices, `...` or masks in it, the sum of what it indexes. LongTensor [N]:
+    one class per row; [N, T]: T per row at once. A floating-point tensor: the weights of a sum, one for all rows
+    (shape [...] of a row), one for each ([N, ...]), or T for each ([N, T, ...]). A callable: called with the outputs,
+    it returns one of these.
     Raises TargetError for anything else, naming the valid range.
     """
     if outputs.ndim == 0:
         raise OutputError("the explained output is a single number without a batch dimension; logits are [N, K]")
+    if callable(target) and not isinstance(target, Tensor):
+        target = target(outputs)
     count = outputs.shape[0]
     shape = tuple(outputs.shape[1:])
     rows = _rows(outputs)
     if target is None:
-        return Resolved(rows.argmax(1), False)
+        return Positions(rows.argmax(1), False)
     if isinstance(target, bool) or not isinstance(target, (int, tuple, list, Tensor)):
-        raise TargetError(f"target must be None, an int, a tuple of ints or a LongTensor, not {type(target).__name__}")
+        raise TargetError(
+            "target must be None, an int, a tuple of ints or slices, a LongTensor, a tensor of weights or a callable "
+            f"that returns one, not {type(target).__name__}"
+        )
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return _from_weights(target, outputs)
     if isinstance(target, Tensor) and target.ndim == 0:
         target = int(target)
     if isinstance(target, int):
         target = (target,)
     elif isinstance(target, list):
         target = torch.tensor(target)
-    if isinstance(target, tuple):
-        return Resolved(torch.full((count,), _flat(target, shape), device=outputs.device), False)
-    return _from_tensor(target, count, shape, outputs.device)
+    if isinstance(target, Tensor):
+        return _from_indices(target, count, shape, outputs.device)
+    if all(isinstance(part, int) and not isinstance(part, bool) for part in target):
+        position = tuple(int(part) for part in target)  # type: ignore[arg-type]
+        return Positions(torch.full((count,), _flat(position, shape), device=outputs.device), False)
+    return _from_region(target, outputs)
 
 
 def _flat(position: tuple[int, ...], shape: tuple[int, ...]) -> int:
@@ -85,12 +119,12 @@ def _flat(position: tuple[int, ...], shape: tuple[int, ...]) -> int:
 
 
 def _wanted(ndim: int) -> str:
-    return "an int" if ndim == 1 else f"a tuple of {ndim} ints"
+    return "an int" if ndim == 1 else f"a tuple of {ndim} ints (or of ints, slices and masks, whose values are summed)"
 
 
-def _from_tensor(target: Tensor, count: int, shape: tuple[int, ...], device: Any) -> Resolved:
-    if target.dtype.is_floating_point or target.dtype in (torch.bool, torch.complex64, torch.complex128):
-        raise TargetError(f"target must hold integers, not {target.dtype}")
+def _from_indices(target: Tensor, count: int, shape: tuple[int, ...], device: Any) -> Positions:
+    if target.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise TargetError(f"target must hold integers or floating-point weights, not {target.dtype}")
     if target.ndim not in (1, 2) or target.shape[0] != count:
         raise TargetError(
             f"target of shape {tuple(target.shape)} does not fit a batch of {count}: give an int, a LongTensor "
@@ -105,4 +139,38 @@ def _from_tensor(target: Tensor, count: int, shape: tuple[int, ...], device: Any
         if low < 0 or high >= size:
             bad = low if low < 0 else high
             raise TargetError(f"target {bad} is out of range: the output has {size} values, 0 to {size - 1}")
-    return Resolved(index, target.ndim == 2)
+    return Positions(index, target.ndim == 2)
+
+
+def _from_weights(target: Tensor, outputs: Tensor) -> Weights:
+    """Weights for all rows, for each row, or T for each row."""
+    weights = target.to(device=outputs.device, dtype=outputs.dtype)
+    if weights.shape == outputs.shape[1:]:
+        return Weights(weights.expand(outputs.shape), False)
+    if weights.shape == outputs.shape:
+        return Weights(weights, False)
+    if (
+        weights.ndim == outputs.ndim + 1
+        and weights.shape[0] == outputs.shape[0]
+        and weights[:, 0].shape == outputs.shape
+    ):
+        return Weights(weights, True)
+    row = ", ".join(map(str, outputs.shape[1:]))
+    raise TargetError(
+        f"weights of shape {tuple(weights.shape)} do not fit outputs {tuple(outputs.shape)}: give [{row}] for all "
+        f"rows, [{', '.join(map(str, outputs.shape))}], or [{outputs.shape[0]}, T{', ' if row else ''}{row}] for T at once"
+    )
+
+
+def _from_region(target: tuple[Part, ...], outputs: Tensor) -> Weights:
+    """Weight 1 for all that the index selects in each row."""
+    weights = torch.zeros_like(outputs)
+    parts = tuple(p.to(outputs.device) if isinstance(p, Tensor) else p for p in target)
+    try:
+        weights[(slice(None), *parts)] = 1.0
+    except (IndexError, TypeError, RuntimeError) as error:
+        row = ", ".join(map(str, outputs.shape[1:]))
+        raise TargetError(f"target {target} does not index a row of outputs [N, {row}]: {error}") from None
+    if not torch.compiler.is_compiling() and outputs.numel() and not weights.any():
+        raise TargetError(f"target {target} selects no value of outputs {tuple(outputs.shape)}")
+    return Weights(weights, False)

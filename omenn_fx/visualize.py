@@ -191,8 +191,8 @@ def _draw_map(panels: _Panels, index: int, values: np.ndarray, name: str, below:
 
 
 def _write_header(panels: _Panels, explanation: Explanation, row: Row, title: str | None, name: str | None) -> None:
-    target = int(explanation.target[row])
-    what = f"class {target}" if name is None else f"{name} (class {target})"
+    number = "weighted sum" if explanation.target.is_floating_point() else f"class {int(explanation.target[row])}"
+    what = number if name is None else f"{name} ({number})"
     what = what if title is None else f"{title}:  {what}"
     room = int((panels.size[0] - 2 * MARGIN - 3.4) / 0.095)  # letters beside the proof
     y = panels.size[1] - 0.31

@@ -74,49 +74,70 @@ def _attention(call: Call) -> Linear:
 # Softmax as content --------------------------------------------------------------------------------------------------
 
 
-class BelowMaximum(Linear):
-    """W u = u - (the winner of u along `dim`), ties sharing equally: softmax does not see a common shift."""
+class FromMean(Linear):
+    """W u = u - (the mean of u along `dim`, over what is not masked): softmax does not see a common shift."""
 
-    def __init__(self, winners: Tensor, dim: int, operand: Shape, sign: float = -1.0):
-        self.winners, self.dim, self.operand, self.sign = winners, dim, operand, sign
+    def __init__(self, weights: Tensor, dim: int, operand: Shape):
+        self.weights, self.dim, self.operand = weights, dim, operand
 
     def apply(self, u: Tensor) -> Tensor:
-        return u + self.sign * (self.winners * u).sum(self.dim, keepdim=True)
+        return u - (self.weights * u).sum(self.dim, keepdim=True)
 
     def transpose(self, g: Tensor) -> Tensor:
-        return g + self.sign * self.winners * g.sum(self.dim, keepdim=True)
+        return g - self.weights * g.sum(self.dim, keepdim=True)
 
     def carry(self, mass: Mass) -> Mass:
         return mass.moved(self.operand)
 
     def magnitude(self) -> Linear:
-        """A bound: at the winner itself the two parts cancel."""
-        return BelowMaximum(self.winners, self.dim, self.operand, sign=1.0)
+        return AbsoluteFromMean(self.weights, self.dim, self.operand)
 
 
-def _below(call: Call) -> tuple[BelowMaximum, Tensor, Tensor]:
-    """The map to u = x - max x, u itself (-inf where x is), and Z = sum e^u."""
+class AbsoluteFromMean(FromMean):
+    """|W|: 1 - w where a position reads itself, w elsewhere."""
+
+    def apply(self, u: Tensor) -> Tensor:
+        own = self.weights * u
+        return (u - own) + (own.sum(self.dim, keepdim=True) - own)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return (1 - self.weights) * g + self.weights * (g.sum(self.dim, keepdim=True) - g)
+
+
+def _from_mean(call: Call) -> tuple[FromMean, Tensor, Tensor, Tensor]:
+    """The map to u = x - mean x; u (0 at -inf); which positions count (1, or 0 where e^u vanishes); log sum e^u.
+
+    The mean is over what counts: a mask, at -inf or at a large negative number, is no part of it.
+    """
     x, dim = call.x, call["dim"]
-    top = torch.nan_to_num(x.amax(dim, keepdim=True), neginf=0.0)  # a row without anything but -inf
-    wins = (x == top).to(x.dtype)
-    wins = torch.nan_to_num(wins / wins.sum(dim, keepdim=True), nan=0.0)
-    below = x - top
-    return BelowMaximum(wins, dim, call.shape()), below, torch.exp(below).sum(dim, keepdim=True)
+    infinite = torch.isinf(x)
+    known = torch.where(infinite, torch.zeros_like(x), x)
+    counts = torch.nan_to_num(torch.softmax(x, dim), nan=0.0) > 0  # a row may be masked altogether
+    shown = counts.to(x.dtype)
+    weights = torch.nan_to_num(shown / shown.sum(dim, keepdim=True), nan=0.0)
+    u = torch.where(infinite, known, known - (weights * known).sum(dim, keepdim=True))
+    size = torch.logsumexp(torch.where(counts, u, torch.full_like(u, -math.inf)), dim, keepdim=True)
+    return FromMean(weights, dim, call.shape()), u, shown, torch.nan_to_num(size, neginf=0.0)
 
 
 def _softmax(call: Call) -> tuple[Linear, Bias]:
-    """softmax(x) = e^u / Z with u = x - max x: diag((e^u - 1) / (u Z)) (I - max) x + 1 / Z, Z frozen; masked: 0."""
-    centre, u, z = _below(call)
-    ratio = torch.nan_to_num(torch.expm1(u) / u, nan=1.0) / z
-    shown = 1 - torch.isinf(u).to(u.dtype)
-    scale, base = torch.nan_to_num(ratio * shown, posinf=0.0), torch.nan_to_num(shown / z, posinf=0.0)
-    return Chain(Diagonal(scale, call.shape(), call.shape()), centre), Bias(base)
+    """softmax(x) = e^u / Z with u = x - mean x: diag((e^u - 1) / (u Z)) (I - mean) x + 1 / Z, Z frozen; masked: 0.
+
+    Anchored at the mean, the top class has weights as all others have; at the maximum it would be all bias.
+    """
+    centre, u, shown, size = _from_mean(call)
+    base = torch.exp(-size)  # 1 / Z <= 1 / n
+    near = torch.clamp(u, -1.0, 1.0)
+    close = base * torch.nan_to_num(torch.expm1(near) / near, nan=1.0)
+    far = (torch.exp(u - size) - base) / torch.where(near == u, torch.ones_like(u), u)
+    ratio = torch.where(near == u, close, far)
+    return Chain(Diagonal(ratio * shown, call.shape(), call.shape()), centre), Bias(base * shown)
 
 
 def _log_softmax(call: Call) -> tuple[Linear, Bias]:
-    """log softmax(x) = u - log Z, Z frozen."""
-    centre, _, z = _below(call)
-    return centre, Bias(-torch.log(z)).finite()
+    """log softmax(x) = u - log Z with u = x - mean x, Z frozen."""
+    centre, _, _, size = _from_mean(call)
+    return centre, Bias(-size * (1 - torch.isinf(call.x).to(size.dtype)))
 
 
 rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, gate=True)(_softmax)

@@ -259,7 +259,7 @@ def _mean(call: Call) -> Linear:
     return Reduction(dims, call.operands.get("keepdim", False), call.shape(), 1 / count)
 
 
-@rule(aten.cumsum.default)
+@rule(aten.cumsum.default, passes_gate=True)
 def _cumsum(call: Call) -> Linear:
     dim = call["dim"]
     return Weighted(lambda u: u.cumsum(dim), lambda g: g.flip(dim).cumsum(dim).flip(dim), call.shape(), call.out.shape)

@@ -91,24 +91,29 @@ def _last_written(call: Call) -> Tensor:
     return (torch.gather(ids, call["dim"], call["index"]) == number).to(call.out.dtype)
 
 
-@rule(aten.scatter.src, content=("self", "src"))
+@rule(aten.scatter.src, content=("self", "src"), passes_gate=True)
 def _scatter(call: Call) -> Affine:
     kept = torch.ones_like(call.out).scatter(call["dim"], call["index"], 0.0)
     return _onto(call, "src", kept, *_scattering(call, "src", _last_written(call)))
 
 
-@rule(aten.scatter.value)
+@rule(aten.scatter.value, passes_gate=True)
 def _scatter_value(call: Call) -> tuple[Linear, Bias]:
     kept = torch.ones_like(call.out).scatter(call["dim"], call["index"], 0.0)
     return Diagonal(kept, call.shape(), call.out.shape), Bias((1 - kept) * float(call["value"])).finite()
 
 
-@rule(aten.scatter_add.default, content=("self", "src"))
+@rule(aten.scatter_add.default, content=("self", "src"), passes_gate=True)
 def _scatter_add(call: Call) -> Affine:
     return _onto(call, "src", torch.ones_like(call.out), *_scattering(call, "src"))
 
 
-@rule(aten.scatter_reduce.two, content=("self", "src"), accepts=lambda operands: operands["reduce"] != "prod")
+@rule(
+    aten.scatter_reduce.two,
+    content=("self", "src"),
+    passes_gate=True,
+    accepts=lambda operands: operands["reduce"] != "prod",
+)
 def _scatter_reduce(call: Call) -> Affine:
     """Sums and means of what is written to a position, or its largest or smallest, ties sharing equally."""
     dim, index, with_self = call["dim"], call["index"], call["include_self"]
@@ -176,7 +181,7 @@ def _index_put(call: Call) -> Affine:
     return _onto(call, "values", kept, put, take)
 
 
-@rule(aten.slice_scatter.default, content=("self", "src"))
+@rule(aten.slice_scatter.default, content=("self", "src"), passes_gate=True)
 def _slice_scatter(call: Call) -> Affine:
     where = [call[name] for name in ("dim", "start", "end", "step")]
     return _onto(
@@ -188,7 +193,7 @@ def _slice_scatter(call: Call) -> Affine:
     )
 
 
-@rule(aten.select_scatter.default, content=("self", "src"))
+@rule(aten.select_scatter.default, content=("self", "src"), passes_gate=True)
 def _select_scatter(call: Call) -> Affine:
     where = call["dim"], call["index"]
     return _onto(

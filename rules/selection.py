@@ -36,6 +36,7 @@ def winner(call: Call, top: Tensor, dims: list[int], keepdim: bool) -> Linear:
     aten.amin.default,
     aten.median.dim,
     aten.kthvalue.default,
+    passes_gate=True,
 )
 def _extreme(call: Call) -> Linear:
     dims, keepdim = dims_of(call), bool(call.operands.get("keepdim"))
@@ -62,6 +63,7 @@ def _logsumexp(call: Call) -> tuple[Linear, Bias]:
     aten.msort.default,
     aten.cummax.default,
     aten.cummin.default,
+    passes_gate=True,
 )
 def _ranked(call: Call) -> Linear:
     """Each result position reads the operand positions of its value, whose mass goes there too."""
@@ -101,6 +103,7 @@ def _chosen(call: Call, wins: dict[str, Any]) -> Affine:
     aten.fmax.default,
     aten.fmin.default,
     content=("self", "other"),
+    passes_gate=True,
 )
 def _larger(call: Call) -> Affine:
     first, second = call["self"], call["other"]

@@ -705,6 +705,7 @@ s([aten._softmax.default, aten._log_softmax.default], T(2, 3, 4), -1, False)
 s([aten._softmax.default, aten._log_softmax.default], N(2, 3, 4), 1, False)
 s(aten._safe_softmax.default, T(2, 3, 4), -1)
 s(aten._safe_softmax.default, V([[-INF, -INF], [0.5, -INF]]), -1)
+s(_SOFTMAX, V([[0.3, -1e4, 0.1], [1e3, -1e3, 0.0]]), -1)
 s([aten.softmax.int, aten._safe_softmax.default], V([[0.3, -INF, 0.1], [0.0, 0.0, -INF]]), -1)
 
 # Attention -----------------------------------------------------------------------------------------------------------

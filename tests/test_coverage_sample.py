@@ -36,13 +36,7 @@ def skip_without_libraries(name):
         pytest.skip(f"{name} needs {', '.join(missing)}, which is not installed")
 
 
-# A softmax or log softmax as the last operator is exact, but its form is anchored at the largest logit: the top class
-# gets no weights, all of it is bias. `check` is to warn of it, a form anchored elsewhere is to replace it.
-ANCHORED = {"plain/MLP_selu_bn", "plain/M5_raw_audio", "plain/PointNet"}
-MARKED = [pytest.param(n, marks=pytest.mark.xfail(strict=True)) if n in ANCHORED else n for n in NAMES]
-
-
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", NAMES)
 def test_sample(name):
     skip_without_libraries(name)
     for dtype in DTYPES:

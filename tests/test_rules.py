@@ -266,7 +266,7 @@ def test_magnitude(sample, content):
                 torch.testing.assert_close(bound, exact, rtol=0, atol=1e-12 * (1 + float(exact.max())))
 
 
-# Recurrences are products over time, einsum sums products, and one log-softmax row bounds u - max u.
+# Recurrences are products over time, and einsum sums products.
 BOUNDED = {
     "grid_sampler",
     "grid_sampler_2d",
@@ -276,8 +276,6 @@ BOUNDED = {
     "rnn_relu.input",
     "einsum",
     "bilinear",
-    "log_softmax.int",
-    "_log_softmax",
 }
 
 
