@@ -155,10 +155,10 @@ def _from_weights(target: Tensor, outputs: Tensor) -> Weights:
         and weights[:, 0].shape == outputs.shape
     ):
         return Weights(weights, True)
-    row = ", ".join(map(str, outputs.shape[1:]))
+    count, row = outputs.shape[0], ", ".join(map(str, outputs.shape[1:]))
     raise TargetError(
         f"weights of shape {tuple(weights.shape)} do not fit outputs {tuple(outputs.shape)}: give [{row}] for all "
-        f"rows, [{', '.join(map(str, outputs.shape))}], or [{outputs.shape[0]}, T{', ' if row else ''}{row}] for T at once"
+        f"rows, [{count}, {row}] for each, or [{count}, T, {row}] for T at once"
     )
 
 
