@@ -28,15 +28,16 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: a step is done again only where what it installs may have changed.
-# torch comes first and alone, so that nothing after it can ask for another build. torchvision and timm come without
-# their dependencies for the same reason; what they import stands beside them.
+# torch comes first and alone, so that nothing after it can ask for another build. torchvision, timm and silero-vad come
+# without their dependencies for the same reason; what they import stands beside them (of silero-vad only its weights
+# are read).
 $(VENV)/.base: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "omenn-fx needs Python >= 3.11, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31
+	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31 silero-vad==6.2.3
 	$(PIP) pyyaml huggingface_hub safetensors pillow numpy
 	touch $@
 

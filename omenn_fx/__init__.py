@@ -10,6 +10,7 @@ from omenn_fx.affine import AffineMap
 from omenn_fx.errors import (
     CaptureError,
     InputError,
+    MixedBatchError,
     ModeError,
     NoContentError,
     OmennError,
@@ -20,6 +21,10 @@ from omenn_fx.errors import (
 )
 from omenn_fx.explainer import Explainer, NodeInfo, transform
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+from omenn_fx.registry import omenn
+
+rule = omenn.register
+opaque = omenn.opaque
 
 __all__ = [
     "AffineMap",
@@ -29,6 +34,7 @@ __all__ = [
     "Explanation",
     "InputError",
     "InputExplanation",
+    "MixedBatchError",
     "ModeError",
     "NoContentError",
     "NodeInfo",
@@ -38,5 +44,7 @@ __all__ = [
     "TargetError",
     "UnsupportedOpError",
     "__version__",
+    "opaque",
+    "rule",
     "transform",
 ]

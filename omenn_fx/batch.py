@@ -7,7 +7,7 @@ Views tell where it went: the stride of the batch in the flattened index does no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from omenn_fx.capture import place_of
-from omenn_fx.errors import OmennError
+from omenn_fx.errors import MixedBatchError
 from omenn_fx.exporting import is_symbolic
 from omenn_fx.mass import Mass, Product
 from omenn_fx.roles import Tagged, bind, producer, slots_of, value_of
@@ -34,8 +34,15 @@ _PERMUTES = {
 _ALONG = {
     aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int,
     aten._log_softmax.default, aten.cumsum.default, aten.cummax.default, aten.cummin.default, aten.sort.default,
-    aten.sort.stable, aten.flip.default,
-    aten.roll.default,
+    aten.sort.stable, aten.flip.default, aten.roll.default, aten.index_select.default, aten.gather.default,
+    aten.scatter_add.default, aten.scatter_reduce.two, aten.index_add.default,
+}  # fmt: skip
+# operand -> the dimension of it that is summed over
+_CONTRACTS: dict[Any, dict[str, int]] = {
+    aten.matmul.default: {"self": -1, "other": -2}, aten.mm.default: {"self": -1, "mat2": -2},
+    aten.bmm.default: {"self": -1, "mat2": -2}, aten.mv.default: {"self": -1, "vec": -1},
+    aten.addmm.default: {"mat1": -1, "mat2": -2}, aten.baddbmm.default: {"batch1": -1, "batch2": -2},
+    aten.linear.default: {"input": -1},
 }  # fmt: skip
 
 
@@ -63,8 +70,22 @@ class Layout:
         return total.reshape(self.outer, -1, self.inner).sum((0, 2))
 
 
-def layouts(tagged: Tagged) -> dict[fx.Node, Layout]:
+class Whole:
+    """All there is belongs to one sample."""
+
+    def per_sample(self, mass: Mass) -> Any:
+        """The sum of a mass over everything: shape [1]."""
+        total: Any = None
+        for part in mass.parts:
+            value = (part.dense(mass.shape) if isinstance(part, Product) else part.value).sum()
+            total = value if total is None else total + value
+        return total.reshape(1)
+
+
+def layouts(tagged: Tagged) -> Mapping[fx.Node, Layout | Whole]:
     """The layout of the batch in every content value. Raises OmennError where the samples of a batch are mixed."""
+    if tagged.captured.batch is None or hint(tagged.captured.batch) == 1:
+        return dict.fromkeys(tagged.content, Whole())
     size = hint(tagged.captured.batch)
     found: dict[fx.Node, Layout] = {}
     for node in tagged.content:
@@ -80,11 +101,10 @@ def layouts(tagged: Tagged) -> dict[fx.Node, Layout]:
         operand = slots[tagged.slots[node][0]]
         before = _hints(value_of(operand).shape)
         layout = _next(call, found[operand], before, shape, symbolic, size)
-        if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
-            raise OmennError(
-                f"{place_of(node)} mixes the samples of a batch, so no explanation per sample exists there; "
-                "transform with a batch of one sample and dynamic_batch=False"
-            )
+        inner = [_contracts(call, s.name, found[o].dim, len(value_of(o).shape)) for s, o in slots.items() if o in found]
+        fixed = is_symbolic(tagged.captured.batch) and not any(symbolic)  # a gather of constant rows
+        if any(inner) or fixed or layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
+            raise MixedBatchError(str(place_of(node)))
         found[node] = layout
     return found
 
@@ -103,8 +123,6 @@ def _next(
 ) -> Layout | None:
     if not shape:
         return None
-    if size == 1:
-        return Layout(0, outer=shape[0])  # one sample: every position is its own
     if call.target in _RESHAPES:
         return _reshaped(at, before, shape, size)
     if call.target in _PERMUTES:
@@ -129,6 +147,30 @@ def _next(
     if len(candidates) == 1:
         return Layout(candidates[0], shape[candidates[0]] // (size * at.inner), at.inner)
     return None
+
+
+def _contracts(call: fx.Node, operand: str, batch: int, ndim: int) -> bool:
+    """Whether a product of matrices sums over the batch of one of its operands."""
+    dim = _CONTRACTS.get(call.target, {}).get(operand)
+    return dim is not None and max(ndim + dim, 0) == batch
+
+
+def mixed(forward: Callable[..., Any], backward: Callable[..., Any], leaves: Sequence[Any]) -> bool:
+    """Whether rows of the output read rows of the content that are not their own, found by explaining some of them.
+
+    A graph with a fixed batch may mix its samples by constants of that size, which no shape tells. For each bit of the
+    rows' numbers the rows with that bit are explained, and those without it: two rows are told apart by one bit.
+    """
+    outputs, residuals = forward(*leaves)
+    rows = torch.arange(outputs.shape[0], device=outputs.device)
+    for bit in range(max(outputs.shape[0] - 1, 0).bit_length()):
+        for side in (0, 1):
+            explained = (rows >> bit & 1) == side
+            shape = (-1,) + (1,) * (outputs.ndim - 1)
+            cotangent = torch.ones_like(outputs) * explained.to(outputs.dtype).reshape(shape)
+            if any(bool((g[~explained] != 0).any()) for g in backward(cotangent, *residuals)["C_w"]):
+                return True
+    return False
 
 
 def _mixes(call: fx.Node, batch: int, ndim: int) -> bool:

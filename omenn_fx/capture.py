@@ -34,7 +34,7 @@ class Captured:
     outputs: list[Any]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
-    batch: Any  # symbolic size of the batch, or the fixed int
+    batch: Any  # symbolic size of the batch, the fixed int, or None where all inputs are one sample
     dynamic_batch: bool
 
     @property
@@ -64,13 +64,14 @@ def capture(
     kwargs: Mapping[str, Any],
     rules: RuleSet,
     dynamic_batch: bool = True,
+    batched: bool = True,
 ) -> Captured:
     """Capture a model at example inputs. Raises CaptureError with the user's line where torch.export cannot."""
     if isinstance(source, ExportedProgram):
         program, functional = source, False  # the user's own program is not edited
     else:
         require_eval(source)
-        program = export(source, args, dict(kwargs), dynamic_batch)
+        program = export(source, args, dict(kwargs), dynamic_batch and batched)
         drop_inference_no_ops(program.graph)
         functional = functionalize(program.graph, program.graph_signature.user_inputs)
     if not functional or _needs_decomposition(program, rules):
@@ -82,7 +83,7 @@ def capture(
         effects = any(spec.kind == InputKind.TOKEN for spec in decomposed.graph_signature.input_specs)
         # Ordered side effects (error checks of linear algebra) have no affine form: name the operator as it was.
         program = program if effects and functional else decomposed
-    return _flatten(program)
+    return _flatten(program, batched)
 
 
 def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
@@ -100,7 +101,7 @@ def _shape_only(node: fx.Node) -> bool:
     return not isinstance(value, (torch.Tensor, tuple, list)) or "_assert" in str(node.target)
 
 
-def _flatten(program: ExportedProgram) -> Captured:
+def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     """Parameters, buffers and constants become attributes; user inputs stay placeholders, in order."""
     root = nn.Module()
     graph = fx.Graph()
@@ -147,11 +148,10 @@ def _flatten(program: ExportedProgram) -> Captured:
                 _refresh(env[node])
     graph.output(tuple(outputs))
     module = fx.GraphModule(root, graph)
-    batch, dynamic = batch_symbol(program), True
-    if batch is None:
-        batch, dynamic = batch_size([n.meta.get("val") for n in inputs]), False
+    symbol = batch_symbol(program) if batched else None
+    batch = symbol if symbol is not None or not batched else batch_size([n.meta.get("val") for n in inputs])
     spec = program.call_spec
-    return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, dynamic)
+    return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, dynamic_batch=symbol is not None)
 
 
 def _widen(node: fx.Node) -> bool:

@@ -53,6 +53,16 @@ class Place:
         return f"{self.op} (node '{self.node}'){where}{line}"
 
 
+class MixedBatchError(OmennError):
+    """The samples of a batch reach each other, so that none has an explanation of its own."""
+
+    def __init__(self, where: str):
+        super().__init__(
+            f"{where} mixes the samples of a batch, so no explanation per sample exists there; where the inputs are "
+            "one sample (a graph, a pair of image and text), transform with batched=False"
+        )
+
+
 class UnsupportedOpError(OmennError):
     """Operators on the way from the explained input to the output have no rule. `places` lists them all."""
 

@@ -15,9 +15,10 @@ from torch.export import ExportedProgram
 
 import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.affine import AffineMap, Recorder
+from omenn_fx.batch import mixed
 from omenn_fx.capture import Captured, capture, place_of
 from omenn_fx.carry import POLICIES
-from omenn_fx.errors import CaptureError, InputError, OmennError
+from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
 from omenn_fx.exporting import Source, load_source, require_eval
 from omenn_fx.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
@@ -68,6 +69,7 @@ def transform(
     bias: str = "carrier",
     roles: Mapping[str, str] | None = None,
     dynamic_batch: bool = True,
+    batched: bool = True,
 ) -> Explainer:
     """Compile a model into a twin that explains itself (the OMENN method, arXiv 2412.02399).
 
@@ -84,15 +86,25 @@ def transform(
             contribution) or "none" (no C_b; the table per node stays).
         roles: overrides, node name, module path or pattern -> "content" or "coefficient".
         dynamic_batch: capture with a symbolic batch size; a model that fixes its batch is captured at that size.
+        batched: False where all inputs together are one sample without a batch dimension: the nodes of a graph, a pair
+            of image and text. The explanation then has a batch of one in front: outputs [1, ...], C [1, ...].
 
     Raises:
         ModeError: the model is in train mode.
         CaptureError: torch.export cannot capture it; names the line.
         UnsupportedOpError: operators on the way have no rule; lists all of them.
         NoContentError, OutputError, InputError: nothing to explain, and why.
+        MixedBatchError: the samples of a batch reach each other.
     """
     explainer = Explainer(
-        model, explain=explain, output=output, rules=rules, bias=bias, roles=roles, dynamic_batch=dynamic_batch
+        model,
+        explain=explain,
+        output=output,
+        rules=rules,
+        bias=bias,
+        roles=roles,
+        dynamic_batch=dynamic_batch,
+        batched=batched,
     )
     if example_inputs is not None or example_kwargs:
         args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
@@ -113,6 +125,7 @@ class Explainer(nn.Module):
         bias: str = "carrier",
         roles: Mapping[str, str] | None = None,
         dynamic_batch: bool = True,
+        batched: bool = True,
     ):
         super().__init__()
         if bias not in POLICIES:
@@ -123,7 +136,7 @@ class Explainer(nn.Module):
         if self.model is not None:
             require_eval(self.model)
         self.explain, self.output, self.rules, self.bias = explain, output, rule_set(rules), bias
-        self.roles, self.dynamic_batch = dict(roles or {}), dynamic_batch
+        self.roles, self.dynamic_batch, self.batched = dict(roles or {}), dynamic_batch, batched
         self._programs: list[Program] = []
         self._current: Program | None = None
         self.training = False
@@ -156,7 +169,7 @@ class Explainer(nn.Module):
         source = self.model if self.model is not None else self._exported
         assert source is not None
         try:
-            captured = capture(source, own[0], own[1], self.rules, self.dynamic_batch)
+            captured = capture(source, own[0], own[1], self.rules, self.dynamic_batch, self.batched)
         except CaptureError as error:
             problem = self._misfit(leaves)
             if problem is None:
@@ -165,7 +178,11 @@ class Explainer(nn.Module):
         sources = select_sources(captured, self.rules, self.explain)
         tagged = tag(captured, self.rules, sources, select_output(captured, self.output), self.roles)
         module = explainer_graph(tagged, POLICIES[self.bias])
-        return Program(captured, tagged, module, split(module))
+        halves = split(module)
+        fixed = captured.batch is not None and not captured.dynamic_batch
+        if fixed and mixed(halves.forward, halves.backward, flatten_inputs(captured, *own)):
+            raise MixedBatchError("the model, captured at a fixed batch size,")
+        return Program(captured, tagged, module, halves)
 
     def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.model is not None:
@@ -241,14 +258,16 @@ class Explainer(nn.Module):
         if not torch.compiler.is_compiling():
             check_finite(program.captured, leaves)
         outputs, residuals = program.halves.forward(*leaves)
+        outputs = self._rows(outputs)
         resolved = resolve(target, outputs)
-        results = [program.halves.backward(g, *residuals) for g in resolved.cotangents(outputs)]
+        cotangents = resolved.cotangents(outputs)
+        results = [program.halves.backward(g if self.batched else g[0], *residuals) for g in cotangents]
         inputs = {}
         for i, name in enumerate(program.names):
-            carried = [r["C_b"][i] for r in results if r["C_b"] is not None]
+            carried = [self._rows(r["C_b"][i]) for r in results if r["C_b"] is not None]
             inputs[name] = InputExplanation(
-                X=results[0]["X"][i].detach(),
-                C_w=_together([r["C_w"][i] for r in results], resolved.several),
+                X=self._rows(results[0]["X"][i].detach()),
+                C_w=_together([self._rows(r["C_w"][i]) for r in results], resolved.several),
                 C_b=_together(carried, resolved.several) if carried else None,
                 several=resolved.several,
             )
@@ -256,6 +275,10 @@ class Explainer(nn.Module):
         shares = _together([r["bias"] for r in results], resolved.several) if biased else None
         value = resolved.value(outputs)
         return Explanation(outputs, resolved.target, value, inputs, BiasTable(biased, shares, value))
+
+    def _rows(self, value: Tensor) -> Tensor:
+        """One row per sample: a batch of one in front of what has none."""
+        return value if self.batched else value[None]
 
     # Looking inside -----------------------------------------------------------------------------------------------
 

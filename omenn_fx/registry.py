@@ -123,6 +123,7 @@ class Rule:
     product: bool | tuple[str, ...] = False  # the content operands (or these) multiply each other: roles must choose
     gate: bool = False  # the result is a gate or a statistic: in a product it is the coefficient
     passes_gate: bool = False  # the result is a gate if its operands are (views, casts, additions)
+    factory: bool = False  # fills a new tensor of the operand's shape: no value of the operand reaches it
     source: bool = False  # turns integer ids into content (embedding)
     accepts: Callable[[Mapping[str, Any]], bool] | None = None  # which calls have the form, where not all have
 
@@ -145,6 +146,31 @@ class Rule:
         return form
 
 
+def overload(op: Op) -> Op:
+    """The exact operator of what a user may have at hand. Raises ValueError where that is not one."""
+    packet = getattr(op, "_opoverload", op)  # of torch.library.custom_op
+    if isinstance(packet, torch._ops.OpOverloadPacket):
+        names = packet.overloads()
+        if len(names) != 1:
+            raise ValueError(f"{packet} has several overloads, name one: {', '.join(f'{packet}.{n}' for n in names)}")
+        return getattr(packet, names[0])
+    return packet
+
+
+def _operands(op: Op, content: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of the operands that may carry content, checked against the operator's schema."""
+    named = (content,) if isinstance(content, str) else content
+    if not isinstance(op, torch._ops.OpOverload):
+        if named is None:
+            raise ValueError(f"a rule for '{op}', given by name, must say content='its operand'")
+        return named
+    known = [argument.name for argument in op._schema.arguments]
+    unknown = [name for name in named or () if name not in known]
+    if unknown:
+        raise ValueError(f"{op} has no operand '{unknown[0]}': content is one or more of {', '.join(known)}")
+    return named or tuple(a.name for a in op._schema.arguments if "Tensor" in str(a.type))[:1]
+
+
 @dataclass
 class RuleSet:
     """A named table of rules."""
@@ -153,13 +179,22 @@ class RuleSet:
     doc: str = ""
     table: dict[Op, Rule] = field(default_factory=dict)
 
-    def register(self, *ops: Op, content: str | tuple[str, ...] = "self", **traits: Any) -> Callable[[Form], Form]:
-        """Decorator: the form of one or more operators. Raises ValueError where one already has a rule."""
-        names = (content,) if isinstance(content, str) else content
+    def register(self, *ops: Op, content: str | tuple[str, ...] | None = None, **traits: Any) -> Callable[[Form], Form]:
+        """Decorator: the form of one or more operators, a function `Call -> W`, `(W, b)` or `Affine`.
+
+        Args:
+            *ops: an OpOverload (`torch.ops.mylib.op.default`), an operator with one overload (`torch.ops.mylib.op`),
+                what `torch.library.custom_op` returns, or the name "mylib.op.default" of one that may not be loaded.
+            content: the operands that may carry content. Default: the first tensor.
+            **traits: the other fields of `Rule`: product, gate, passes_gate, source, accepts.
+
+        Raises:
+            ValueError: one already has a rule, has several overloads, or no operand of that name.
+        """
 
         def decorate(form: Form) -> Form:
-            for op in ops:
-                self.add(Rule(op, form, names, **traits))
+            for op in map(overload, ops):
+                self.add(Rule(op, form, _operands(op, content), **traits))
             return form
 
         return decorate
@@ -171,7 +206,7 @@ class RuleSet:
 
     def opaque(self, *ops: Op, **traits: Any) -> None:
         """Operators whose result depends on the input but is never a linear function of it (comparisons, argmax)."""
-        for op in ops:
+        for op in map(overload, ops):
             self.add(Rule(op, None, **traits))
 
     def get(self, op: Op) -> Rule | None:

@@ -170,7 +170,8 @@ class _Tagger:
         edges = nx.DiGraph()
         edges.add_nodes_from(self.sources.values())
         for node in self.captured.graph.nodes:
-            if _is_value(node):
+            rule = self.rules.get(node.target)
+            if _is_value(node) and not (rule and rule.factory):
                 edges.add_edges_from((operand, node) for operand in node.all_input_nodes)
         live: set[fx.Node] = set()
         for source in self.sources.values():

@@ -93,10 +93,13 @@ def select_output(captured: Captured, output: Output) -> fx.Node:
         raise OutputError(f"the explained output is no tensor the model computes; it returns {_describe(captured)}")
     if not value.dtype.is_floating_point:
         raise OutputError(f"the explained output '{picked.name}' holds {value.dtype}: explain the logits it comes from")
+    if captured.batch is None:
+        return picked
     if value.ndim == 0 or hint(value.shape[0]) != hint(captured.batch):
         raise OutputError(
             f"the explained output '{picked.name}' of shape {tuple(map(hint, value.shape))} has no batch dimension: "
-            f"expected [N, ...] with one row for each of the {hint(captured.batch)} inputs, like logits"
+            f"expected [N, ...] with one row for each of the {hint(captured.batch)} inputs, like logits; where the "
+            "inputs are one sample (a graph, say), transform with batched=False"
         )
     return picked
 

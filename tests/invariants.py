@@ -6,18 +6,18 @@ may have cancelled, and each comes with the node that it was worst at.
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from omenn_fx import invariants
 from omenn_fx.affine import Recorder
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation
+from omenn_fx.invariants import Report
 from omenn_fx.roles import producer
 from omenn_fx.twin import Twin
 
@@ -37,24 +37,6 @@ class KeepFloat64(TorchFunctionMode):
         wide = [torch.float64 if a is torch.float32 else a for a in args]
         named = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
         return function(*wide, **named)
-
-
-@dataclass
-class Report:
-    """The worst error of each invariant, and where."""
-
-    worst: dict[str, tuple[float, str]] = field(default_factory=dict)
-
-    def add(self, invariant: str, error: Tensor | float, where: str) -> None:
-        error = math.inf if math.isnan(float(error)) else float(error)  # NaN is the worst of all
-        if invariant not in self.worst or error > self.worst[invariant][0]:
-            self.worst[invariant] = error, where
-
-    def failures(self, tolerance: float) -> list[str]:
-        return [f"{k}: {e:.2e} at {where}" for k, (e, where) in self.worst.items() if e > tolerance]
-
-    def __str__(self) -> str:
-        return "  ".join(f"{k} {e:.1e} ({where})" for k, (e, where) in self.worst.items())
 
 
 @torch.no_grad()
@@ -121,50 +103,10 @@ def content_nodes(explainer: Explainer, args: Any, kwargs: Any) -> tuple[Twin, d
 def nodes(report: Report, explainer: Explainer, args: Any, kwargs: Any, seed: int = 0) -> None:
     """2. W h + b == h, 3. W acts linearly, 4. <W u, v> == <u, W^T v>: at every content node, for every operand."""
     generator = torch.Generator().manual_seed(seed)
-    twin, values, content = content_nodes(explainer, args, kwargs)
+    twin, _, content = content_nodes(explainer, args, kwargs)
     for node in content:
         where = f"{node.name} [{producer(node)[0].target}]"
         call, form = twin.form(node)
-        rebuilt, size = torch.zeros_like(call.out), torch.zeros_like(call.out)
-        for slot, operand in twin.operands(node).items():
-            linear, h = form.terms[slot], values[operand]
-            rebuilt = rebuilt + linear.apply(h)
-            size = size + linear.magnitude().apply(h.abs()).abs()
-            u, v = (torch.randn(h.shape, generator=generator, dtype=torch.float64).to(h.dtype) for _ in range(2))
-            w = torch.randn(call.out.shape, generator=generator, dtype=torch.float64).to(call.out.dtype)
-            wu, wv = linear.apply(u), linear.apply(v)
-            assert wu.shape == call.out.shape, f"{where}: W u has shape {tuple(wu.shape)}"
-            mixed = linear.apply(2.5 * u - 1.5 * v)
-            report.add("linear", scaled(mixed, 2.5 * wu - 1.5 * wv, 2.5 * wu, 1.5 * wv), where)
-            back = linear.transpose(w)
-            assert back.shape == h.shape, f"{where}: W^T v has shape {tuple(back.shape)}"
-            report.add("transpose", dot_error(wu, w, u, back), where)
-        if form.bias is not None:
-            b = form.bias.dense(call.out)
-            rebuilt, size = rebuilt + b, size + b.abs()
-        if call.out.numel():
-            report.add("node", elementwise(rebuilt, call.out, size), where)
-
-
-def elementwise(got: Tensor, want: Tensor, size: Tensor) -> Tensor:
-    """The largest |got - want| / (|W| |h| + |b|), position by position.
-
-    A size below the node's mean counts as the mean: b itself may have cancelled (batch norm's beta - gamma mu / sigma).
-    """
-    gap = (got - want).abs()
-    return torch.where(gap == 0, gap, gap / torch.maximum(size, size.mean())).max()
-
-
-def scaled(got: Tensor, want: Tensor, *terms: Tensor) -> Tensor:
-    """The largest |got - want|, relative to the largest of the terms that were added."""
-    size = sum(t.abs() for t in terms).max() if want.numel() else want.new_ones(())
-    gap = (got - want).abs().max() if want.numel() else want.new_zeros(())
-    return torch.where(gap == 0, gap, gap / size)
-
-
-def dot_error(wu: Tensor, v: Tensor, u: Tensor, wv: Tensor) -> Tensor:
-    """|<W u, v> - <u, W^T v>| relative to the terms of the two sums, added in float64."""
-    left, right = wu.double() * v.double(), u.double() * wv.double()
-    size = torch.maximum(left.abs().sum(), right.abs().sum())
-    gap = (left.sum() - right.sum()).abs()
-    return torch.where(gap == 0, gap, gap / size)
+        report.add("node", invariants.node(call, form), where)
+        report.add("linear", invariants.linear(call, form, generator), where)
+        report.add("transpose", invariants.transpose(call, form, generator), where)

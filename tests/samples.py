@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from omenn_fx.registry import Call, Slot, omenn
+from omenn_fx.testing import altered, bound, called, content_of
 
 aten = torch.ops.aten
 INF = math.inf
@@ -99,32 +100,23 @@ class Sample:
                 return [make(v) for v in value]
             return value.make(dtype, generator) if isinstance(value, Spec) else value
 
-        args, kwargs = [make(a) for a in self.args], {k: make(v) for k, v in self.kwargs.items()}
-        bound = {}
-        for i, argument in enumerate(self.op._schema.arguments):
-            default = argument.default_value if argument.has_default_value() else None
-            bound[argument.name] = args[i] if i < len(args) else kwargs.get(argument.name, default)
-        return bound
+        args = [make(a) for a in self.args]
+        names = [a.name for a in self.op._schema.arguments]
+        return bound(self.op, dict(zip(names, args, strict=False)) | {k: make(v) for k, v in self.kwargs.items()})
 
     def slots(self, operands: dict[str, Any]) -> tuple[Slot, ...]:
         """The operands that can carry content."""
         rule = omenn.get(self.op)
         assert rule is not None
-        found: list[Slot] = []
-        for name in rule.content:
-            value = operands.get(name)
-            if isinstance(value, (list, tuple)):
-                found += [Slot(name, i) for i, v in enumerate(value) if _floats(v)]
-            elif _floats(value):
-                found.append(Slot(name))
-        return tuple(found)
+        return content_of(rule, operands)
 
-    def call(self, dtype: torch.dtype = torch.float64, content: tuple[Slot, ...] | None = None) -> Call:
-        """The call as the twin makes it, at the sample's own values."""
+    def call(
+        self, dtype: torch.dtype = torch.float64, content: tuple[Slot, ...] | None = None, variant: str = "as given"
+    ) -> Call:
+        """The call as the twin makes it, at the sample's own values or a variant of them."""
         operands = self.operands(dtype)
         content = content or self.content or self.slots(operands)
-        call = Call(self.op, operands, None, content, self.output)
-        return replace(call, out=call.replay())
+        return called(self.op, altered(operands, content, variant), content, self.output)
 
     def variants(self) -> Iterator[tuple[Slot, ...]]:
         """All content operands together, and where there are several each of them alone."""
@@ -132,10 +124,6 @@ class Sample:
         yield everything
         if len(everything) > 1 and self.content is None:
             yield from ((slot,) for slot in everything)
-
-
-def _floats(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 SAMPLES: list[Sample] = []

@@ -214,3 +214,46 @@ def test_per_sample(layout, kind):
     got = layout.per_sample(mass)
     rows = mass.dense().movedim(layout.dim, 0).reshape(layout.outer, N, -1)
     torch.testing.assert_close(got, rows.sum((0, 2)))
+
+
+# One sample without a batch ------------------------------------------------------------------------------------------
+
+
+def graph(m, u):
+    """Six nodes in a ring: each reads its neighbours' mean."""
+    near = torch.eye(6, dtype=u.dtype).roll(1, 0) + torch.eye(6, dtype=u.dtype).roll(-1, 0)
+    return m.out(torch.relu(m.one(near / 2 @ u)))
+
+
+def gathered(m, u):
+    """The same by an index of constants."""
+    return m.out(torch.relu(m.one(u[[1, 2, 3, 4, 5, 0]] + u[[5, 0, 1, 2, 3, 4]]) / 2))
+
+
+@pytest.mark.parametrize("forward", [graph, gathered])
+@pytest.mark.parametrize("bias", ["carrier", "contribution", "none"])
+def test_a_graph_is_one_sample(bias, forward):
+    """Rows that exchange messages are no samples: target = a class at a node."""
+    model = Calls(forward).eval()
+    u = x(6, D)
+    with pytest.raises(omenn_fx.OmennError, match="batched=False"):
+        omenn_fx.transform(model, u)
+    explainer = omenn_fx.transform(model, u, batched=False, bias=bias)
+    explanation = explainer(u, target=(2, 1))
+    torch.testing.assert_close(explanation.value, model(u)[2:3, 1])
+    assert explanation.C_w.shape == (1, 6, D)
+    assert (explanation.C_w[0].abs().sum(1) > 0).tolist() == [False, True, False, True, False, False]
+    assert (explanation.completeness_error <= 1e-10).all()
+    several = explainer(u, target=torch.tensor([[11, 0, 17]]))
+    torch.testing.assert_close(several.value, model(u).flatten()[None, [11, 0, 17]])
+    torch.testing.assert_close(several.C_w[:, 0], explanation.C_w)
+    torch.testing.assert_close(several.sum, several.value)
+
+
+def test_a_vector_and_a_number():
+    model = Calls(lambda m, u: m.out(torch.tanh(u)).sum()).eval()
+    u = x(D)
+    explanation = omenn_fx.transform(model, u, batched=False)(u)
+    torch.testing.assert_close(explanation.value, model(u)[None])
+    assert explanation.C.shape == (1, D)
+    assert (explanation.completeness_error <= 1e-10).all()

@@ -1,21 +1,35 @@
-"""Every Python block of README.md runs, in order, as a reader would paste them into one session (at a smaller size)."""
+"""Every Python block of README.md and docs/ runs, in order, as a reader would paste them into one session."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_blocks(path, text, at_least):
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) >= at_least
+    session: dict = {}
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), session)
+    return session
 
 
 def test_readme_code_runs(tmp_path, monkeypatch):
+    """At a smaller size."""
     pytest.importorskip("torchvision")
-    text = README.read_text(encoding="utf-8").replace("224", "64")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(blocks) >= 6
+    path = ROOT / "README.md"
     (tmp_path / "demo-output").mkdir()
     monkeypatch.chdir(tmp_path)
-    session: dict = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), session)
+    run_blocks(path, path.read_text(encoding="utf-8").replace("224", "64"), 6)
     assert (tmp_path / "demo-output" / "noise.png").exists()
+
+
+def test_the_guide_to_rules_runs():
+    path = ROOT / "docs" / "rules.md"
+    session = run_blocks(path, path.read_text(encoding="utf-8"), 2)
+    explainer, explanation = session["explainer"], session["explanation"]
+    assert explanation.completeness_error.max() < 1e-6
+    assert [d.policy for d in explainer.decisions] == ["split"]

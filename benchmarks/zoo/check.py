@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 import traceback
 from collections import Counter
@@ -26,7 +27,10 @@ from omenn_fx.explanation import Explanation
 from omenn_fx.exporting import export
 
 from . import Example, build, census
-from .nodes import invariants, measure_nodes
+from .nodes import measure_nodes
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+import invariants
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # forward is relative to the largest output, node and transpose to the terms of the sums, the others to S

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from omenn_fx import invariants
 from omenn_fx.explainer import Explainer
 from omenn_fx.roles import Tagged, producer
 from omenn_fx.twin import Twin
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
-import invariants
 
 TRANSPOSED = 200  # the dot test is taken at no more nodes than this
 
@@ -48,22 +44,10 @@ class Walk(fx.Interpreter):
         return self.env[n]
 
     def measure(self, node: fx.Node, where: str) -> None:
-        twin = Twin(self.tagged, self.env)
-        call, form = twin.form(node)
-        rebuilt, size = torch.zeros_like(call.out), torch.zeros_like(call.out)
-        for slot, operand in twin.operands(node).items():
-            linear, h = form.terms[slot], self.env[operand]
-            rebuilt = rebuilt + linear.apply(h)
-            size = size + linear.magnitude().apply(h.abs()).abs()
-            if node in self.sample:
-                self.report.add("transpose", _dot_test(linear, h, call.out, self.generator), where)
-        if form.bias is not None:
-            bias = form.bias.dense(call.out)
-            rebuilt, size = rebuilt + bias, size + bias.abs()
-        if call.out.numel():
-            masked = call.out.isinf()  # a mask's -inf has no finite form, and no share in the output
-            rebuilt, out, size = (torch.where(masked, 0, t) for t in (rebuilt, call.out, size))
-            self.report.add("node", invariants.elementwise(rebuilt, out, size), where)
+        call, form = Twin(self.tagged, self.env).form(node)
+        self.report.add("node", invariants.node(call, form), where)
+        if node in self.sample:
+            self.report.add("transpose", invariants.transpose(call, form, self.generator), where)
 
 
 class NodeError(Exception):
@@ -80,11 +64,3 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     for needed, node in last.items():
         uses.setdefault(node, []).append(needed)
     return uses
-
-
-def _dot_test(linear: Any, h: Tensor, out: Tensor, generator: torch.Generator) -> Tensor:
-    u, v = (torch.randn(like.shape, generator=generator, dtype=h.dtype) for like in (h, out))
-    forward, back = linear.apply(u), linear.transpose(v)
-    assert forward.shape == out.shape, f"W u has shape {tuple(forward.shape)}, not {tuple(out.shape)}"
-    assert back.shape == h.shape, f"W^T v has shape {tuple(back.shape)}, not {tuple(h.shape)}"
-    return invariants.dot_error(forward, v, u, back)
