@@ -98,12 +98,16 @@ def layouts(tagged: Tagged) -> Mapping[fx.Node, Layout | Whole]:
         rule = tagged.rules.get(call.target)
         assert rule is not None
         slots = dict(slots_of(call, rule))
-        operand = slots[tagged.slots[node][0]]
-        before = _hints(value_of(operand).shape)
-        layout = _next(call, found[operand], before, shape, symbolic, size)
-        inner = [_contracts(call, s.name, found[o].dim, len(value_of(o).shape)) for s, o in slots.items() if o in found]
-        fixed = is_symbolic(tagged.captured.batch) and not any(symbolic)  # a gather of constant rows
-        if any(inner) or fixed or layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
+        layout: Layout | None = None
+        for slot in tagged.slots[node]:
+            at, before = found[slots[slot]], _hints(value_of(slots[slot]).shape)
+            following = _next(call, at, before, shape, symbolic, size)
+            fixed = is_symbolic(tagged.captured.batch) and not any(symbolic)  # a gather of constant rows
+            apart = following is None or (layout is not None and layout.dim != following.dim)  # rows times columns
+            if apart or fixed or _contracts(call, slot.name, at.dim, len(before)):
+                raise MixedBatchError(str(place_of(node)))
+            layout = layout or following
+        if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
             raise MixedBatchError(str(place_of(node)))
         found[node] = layout
     return found

@@ -58,8 +58,9 @@ class MixedBatchError(OmennError):
 
     def __init__(self, where: str):
         super().__init__(
-            f"{where} mixes the samples of a batch, so no explanation per sample exists there; where the inputs are "
-            "one sample (a graph, a pair of image and text), transform with batched=False"
+            f"the samples of a batch reach each other, so that none has an explanation of its own: {where}\n"
+            "  What to change: where the inputs are one sample (a graph, a pair of image and text), transform with "
+            "batched=False; else explain one sample at a time."
         )
 
 

@@ -181,7 +181,7 @@ class Explainer(nn.Module):
         halves = split(module)
         fixed = captured.batch is not None and not captured.dynamic_batch
         if fixed and mixed(halves.forward, halves.backward, flatten_inputs(captured, *own)):
-            raise MixedBatchError("the model, captured at a fixed batch size,")
+            raise MixedBatchError("somewhere in the model, which fixes its batch size")
         return Program(captured, tagged, module, halves)
 
     def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

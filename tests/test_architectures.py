@@ -244,3 +244,55 @@ def test_bias_mass_is_shared_by_channels():
     C_b = explanation.C_b
     assert_near(C_b, C_b[:, :1].expand_as(C_b), 1e-12)
     assert_near(C_b.sum((1, 2, 3)), explanation.bias.total, 1e-12, size=explanation.scale)
+
+
+# One sample of several parts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["GCNConv", "GATConv", "GATv2Conv", "SAGEConv", "GraphConv", "TransformerConv"])
+def test_graph_network(name):
+    """A class at a node: the neighbours within two steps have a part in it, and none but they."""
+    convolutions = pytest.importorskip("torch_geometric.nn")
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            conv = getattr(convolutions, name)
+            self.first, self.second = conv(8, 16), conv(16, 3)
+
+        def forward(self, x, edge_index):
+            return self.second(torch.relu(self.first(x, edge_index)), edge_index)
+
+    path = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4, 4, 5], [1, 0, 2, 1, 3, 2, 4, 3, 5, 4]])
+    model, x = Network().double().eval(), torch.randn(6, 8, dtype=torch.float64)
+    explainer = omenn_fx.transform(model, (x, path), batched=False)
+    explanation = explainer(x, path, target=(0, 2))
+    torch.testing.assert_close(explanation.value, model(x, path)[:1, 2], rtol=0, atol=1e-12)
+    assert explanation.completeness_error.max() < 1e-14
+    assert (explanation.C_w[0].abs().sum(1) > 0).tolist() == [True, True, True, False, False, False]
+    assert explainer.opaque == []
+
+
+def test_clip_explains_image_and_text_at_once():
+    """One similarity logit, half of it from the pixels and half from the words, where the batch is a pair."""
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 60, "max_position_embeddings": 16, "projection_dim": 24}
+    vision = {**small, "image_size": 32, "patch_size": 8, "projection_dim": 24}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    model = transformers.CLIPModel(config).double().eval()
+    inputs = {
+        "input_ids": torch.tensor([[3, 9, 4, 59], [5, 5, 8, 59], [7, 11, 4, 59]]),
+        "pixel_values": torch.randn(2, 3, 32, 32, dtype=torch.float64),
+    }
+    options = {"example_kwargs": inputs, "output": "logits_per_image", "explain": ["pixel_values", "input_ids"]}
+    explainer = omenn_fx.transform(model, batched=False, **options)
+    explanation = explainer(**inputs, target=(1, 2))
+    assert_near(explanation.value, model(**inputs).logits_per_image[1:2, 2], 1e-12)
+    assert explanation.completeness_error.max() < 1e-14
+    image, words = (explanation.inputs[n].C[0] for n in ("pixel_values", "input_ids"))
+    assert_near(image.sum((1, 2, 3)), torch.stack([torch.zeros(()), explanation.value[0] / 2]), 1e-12)
+    assert_near(words.sum((1, 2)), torch.stack([*torch.zeros(2), explanation.value[0] / 2]), 1e-12)
+    pairs = {k: v[:2] for k, v in inputs.items()}
+    with pytest.raises(omenn_fx.MixedBatchError, match=r"modeling_clip.py:\d+ in forward"):
+        omenn_fx.transform(model, **{**options, "example_kwargs": pairs})

@@ -182,7 +182,7 @@ MIXED = {
 @pytest.mark.parametrize("forward", MIXED.values(), ids=MIXED)
 def test_samples_that_are_mixed_are_refused(forward):
     """No explanation per sample exists there."""
-    with pytest.raises(omenn_fx.OmennError, match="mixes the samples of a batch"):
+    with pytest.raises(omenn_fx.OmennError, match="samples of a batch reach each other"):
         omenn_fx.transform(Calls(forward).eval(), x(N, T, D))
 
 
