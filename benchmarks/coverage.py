@@ -3,6 +3,7 @@
     python benchmarks/coverage.py                                       # all 578; skips what the result file has
     python benchmarks/coverage.py --group plain --group huggingface
     python benchmarks/coverage.py --model timm/resnet18 --again
+    python benchmarks/coverage.py --timm-below 30 --out benchmarks/results/timm.json   # beyond the census
     python benchmarks/coverage.py --show                                # the table of the result file alone
 
 Each model runs in a process of its own, in float64 and in float32; the result file is written after every model.
@@ -96,6 +97,16 @@ def wanted(groups: list[str], models: list[str]) -> list[str]:
     return sorted(names, key=lambda n: (list(zoo.GROUPS).index(n.partition("/")[0]), size(n)))
 
 
+def every_timm(millions: float, console: Console) -> list[str]:
+    """Every name of timm's below a number of parameters, small models first."""
+    import zoo.preload  # noqa: F401  (timm beside a CPU build of torchvision)
+    from zoo.timm_models import below
+
+    with console.status("building every model of timm's without memory, to count its parameters"):
+        sizes = below(int(millions * 1e6))
+    return [f"timm/{name}" for name in sorted(sizes, key=sizes.__getitem__)]
+
+
 def size(name: str) -> int:
     entry = zoo.census().get(name)
     return entry.parameters if entry else 0
@@ -159,6 +170,9 @@ def _cells(rows: list[dict[str, Any]]) -> list[str]:
 def main(
     group: Annotated[list[str] | None, typer.Option(help="plain, huggingface, pyg, segmentation, ...")] = None,
     model: Annotated[list[str] | None, typer.Option(help="names as in zoo/names.json; any name of timm's")] = None,
+    timm_below: Annotated[
+        float | None, typer.Option(help="every name of timm's with fewer than so many million parameters")
+    ] = None,
     workers: int = 2,
     timeout: Annotated[float, typer.Option(help="seconds for one model")] = 300,
     memory: Annotated[float, typer.Option(help="GiB for one model; a very large one has that of all workers")] = 10,
@@ -173,7 +187,7 @@ def main(
         signal.signal(stop, signal.default_int_handler)
     console = Console()
     results = read(out)
-    names = wanted(group or [], model or [])
+    names = every_timm(timm_below, console) if timm_below else wanted(group or [], model or [])
     done = {
         n for n, r in results.items() if not (failed and "failed" in (r["float64"]["status"], r["float32"]["status"]))
     }

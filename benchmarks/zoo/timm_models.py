@@ -9,13 +9,18 @@ from . import Example, census
 from .common import timm
 
 BATCH = 2
+SMALL = 160  # the image of a model outside of the census, where it is convolutions alone
+LARGE = 288  # above it, a model with a size of its own is built for MEDIUM
+MEDIUM = 224
 
 
 def build(name: str) -> Example:
-    """A model at its image size in names.json; a name that is not in it at timm's own."""
+    """A model at its image size in names.json; one that is not there at a size that takes less time than its own."""
     own = list(timm().get_pretrained_cfg(name).input_size)
     entry = census().get(f"timm/{name}")
-    shape = entry.inputs[0] if entry else [BATCH, *own]
+    if entry is None:
+        return smaller(name, own)
+    shape = entry.inputs[0]
     model = timm().create_model(name) if shape[1:] == own else resized(name, shape[-1])
     return model, (torch.randn(shape),), {}
 
@@ -26,3 +31,33 @@ def resized(name: str, size: int) -> nn.Module:
         return timm().create_model(name, img_size=size)
     except TypeError:
         return timm().create_model(name)
+
+
+def smaller(name: str, own: list[int]) -> Example:
+    """A model at a smaller image, if it runs there; else at its own size."""
+    takes_any = True
+    try:
+        with torch.device("meta"):
+            timm().create_model(name, img_size=own[-1])
+        takes_any = False
+    except TypeError:
+        pass
+    size = min(own[-1], SMALL) if takes_any else MEDIUM if own[-1] > LARGE else own[-1]
+    if size != own[-1]:
+        try:
+            model, x = resized(name, size).eval(), torch.randn(BATCH, own[0], size, size)
+            with torch.no_grad():
+                model(x)
+            return model, (x,), {}
+        except (RuntimeError, AssertionError, ValueError):
+            pass
+    return timm().create_model(name), (torch.randn(BATCH, *own),), {}
+
+
+def below(parameters: int) -> dict[str, int]:
+    """Every name of timm's with fewer parameters than that -> their number."""
+    sizes = {}
+    for name in timm().list_models():
+        with torch.device("meta"):
+            sizes[name] = sum(p.numel() for p in timm().create_model(name).parameters())
+    return {name: size for name, size in sizes.items() if size < parameters}
