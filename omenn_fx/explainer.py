@@ -20,7 +20,7 @@ from omenn_fx.capture import Captured, capture, place_of
 from omenn_fx.carry import POLICIES
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
-from omenn_fx.exporting import Source, load_source, require_eval
+from omenn_fx.exporting import Source, batch_size, load_source, require_eval
 from omenn_fx.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
 from omenn_fx.lower import Halves, explainer_graph, split
 from omenn_fx.registry import RuleSet, rule_set
@@ -175,6 +175,15 @@ class Explainer(nn.Module):
             if problem is None:
                 raise
             raise InputError(f"{problem}\n  {error}") from error
+        try:
+            return self._program(captured, own)
+        except MixedBatchError as error:
+            if not captured.dynamic_batch or batch_size(leaves) != 1:
+                raise
+            log.warning("captured at a fixed batch of one: %s", str(error).splitlines()[0])
+        return self._program(capture(source, own[0], own[1], self.rules, dynamic_batch=False), own)
+
+    def _program(self, captured: Captured, own: tuple[Any, Any]) -> Program:
         sources = select_sources(captured, self.rules, self.explain)
         tagged = tag(captured, self.rules, sources, select_output(captured, self.output), self.roles)
         module = explainer_graph(tagged, POLICIES[self.bias])
