@@ -123,7 +123,7 @@ Freeze = Callable[[Tensor, Tensor, Tensor], tuple[Step, Tensor, Tensor]]
 
 def _lstm_step(a: Tensor, b: Tensor, c: Tensor) -> tuple[Step, Tensor, Tensor]:
     """a = W x + b_x, b = U h + b_h, gates stacked i, f, g, o -> the step, h (before projection) and c."""
-    i, f, candidate, o = (a + b).chunk(4, 1)
+    i, f, candidate, o = parts((a + b).chunk(4, 1), 4)
     i, f, o = torch.sigmoid(i), torch.sigmoid(f), torch.sigmoid(o)
     g = torch.tanh(candidate)
     c = f * c + i * g
@@ -133,8 +133,8 @@ def _lstm_step(a: Tensor, b: Tensor, c: Tensor) -> tuple[Step, Tensor, Tensor]:
 
 def _gru_step(a: Tensor, b: Tensor, h: Tensor) -> tuple[Step, Tensor, Tensor]:
     """Gates stacked r, z, n."""
-    ar, az, an = a.chunk(3, 1)
-    br, bz, bn = b.chunk(3, 1)
+    ar, az, an = parts(a.chunk(3, 1), 3)
+    br, bz, bn = parts(b.chunk(3, 1), 3)
     r, z = torch.sigmoid(ar + br), torch.sigmoid(az + bz)
     candidate = an + r * bn
     n = torch.tanh(candidate)
@@ -149,6 +149,11 @@ def _rnn_step(f: Callable[[Tensor], Tensor], slope: float) -> Freeze:
         return Step(None, quotient(h, candidate, slope), None, None), h, h
 
     return step
+
+
+def parts(pieces: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The tensors of a tuple whose length is known: to iterate over a traced one finds out all shapes before it."""
+    return [pieces[i] for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class Network:
         self.directions, self.cell = directions, kind.cell
         self.length, self.layers = int(x.shape[0]), len(weights) // directions
         self.passes: list[Pass] = []
-        steps = list(x.unbind(0))
+        steps = parts(x.unbind(0), self.length)
         for layer in range(self.layers):
             outs = []
             for direction in range(directions):
@@ -200,7 +205,7 @@ class Network:
     def apply(self, operands: Sequence[Maybe], bias: bool = False) -> tuple[Maybe, Maybe, Maybe]:
         """Input, h_0 and c_0 -> output, h_n and c_n; None is zero."""
         x, h0, c0 = operands
-        steps: list[Maybe] = [None] * self.length if x is None else list(x.unbind(0))
+        steps: list[Maybe] = [None] * self.length if x is None else parts(x.unbind(0), self.length)
         last_h, last_c = [], []
         for layer in range(self.layers):
             outs = []
@@ -217,7 +222,7 @@ class Network:
     def transpose(self, results: Sequence[Maybe]) -> tuple[Maybe, Maybe, Maybe]:
         """Adjoints of output, h_n and c_n -> adjoints of input, h_0 and c_0."""
         g, gh, gc = results
-        steps: list[Maybe] = [None] * self.length if g is None else list(g.unbind(0))
+        steps: list[Maybe] = [None] * self.length if g is None else parts(g.unbind(0), self.length)
         first_h: list[Maybe] = [None] * len(self.passes)
         first_c: list[Maybe] = [None] * len(self.passes)
         for layer in reversed(range(self.layers)):
