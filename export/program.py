@@ -23,7 +23,7 @@ def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgr
     """
     explanation = explainer(*args, **kwargs)
     program, leaves = explainer.program_for(args, kwargs)
-    cotangent = torch.zeros_like(explanation.outputs if explainer.batched else explanation.outputs[0])
+    cotangent = torch.zeros_like(explanation.outputs if explainer.request.batched else explanation.outputs[0])
     example = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in (*leaves, cotangent)]
     shapes: Any = None
     if program.captured.dynamic_batch:

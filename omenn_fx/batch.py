@@ -82,7 +82,10 @@ class Whole:
         return total.reshape(1)
 
 
-def layouts(tagged: Tagged) -> Mapping[fx.Node, Layout | Whole]:
+Layouts = Mapping[fx.Node, Layout | Whole]
+
+
+def layouts(tagged: Tagged) -> Layouts:
     """The layout of the batch in every content value. Raises OmennError where the samples of a batch are mixed."""
     if tagged.captured.batch is None or hint(tagged.captured.batch) == 1:
         return dict.fromkeys(tagged.content, Whole())
@@ -105,10 +108,10 @@ def layouts(tagged: Tagged) -> Mapping[fx.Node, Layout | Whole]:
             fixed = is_symbolic(tagged.captured.batch) and not any(symbolic)  # a gather of constant rows
             apart = following is None or (layout is not None and layout.dim != following.dim)  # rows times columns
             if apart or fixed or _contracts(call, slot.name, at.dim, len(before)):
-                raise MixedBatchError(str(place_of(node)))
+                raise MixedBatchError(place_of(node))
             layout = layout or following
         if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
-            raise MixedBatchError(str(place_of(node)))
+            raise MixedBatchError(place_of(node))
         found[node] = layout
     return found
 
@@ -154,7 +157,9 @@ def _next(
 
 
 def _contracts(call: fx.Node, operand: str, batch: int, ndim: int) -> bool:
-    """Whether a product of matrices sums over the batch of one of its operands."""
+    """Whether a product of matrices or a convolution sums over the batch of one of its operands."""
+    if str(call.target).startswith("aten.conv"):
+        return batch != 0
     dim = _CONTRACTS.get(call.target, {}).get(operand)
     return dim is not None and max(ndim + dim, 0) == batch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,17 @@ from torch.export import ExportedProgram
 import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.affine import AffineMap, Recorder
 from omenn_fx.batch import mixed
-from omenn_fx.capture import Captured, capture, place_of
+from omenn_fx.capture import Captured, place_of
 from omenn_fx.carry import POLICIES
-from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
+from omenn_fx.errors import InputError, MixedBatchError, OmennError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
-from omenn_fx.exporting import Source, batch_size, load_source, require_eval
+from omenn_fx.exporting import Source, load_source, require_eval
 from omenn_fx.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
 from omenn_fx.lower import Halves, explainer_graph, split
+from omenn_fx.plan import Request, make_plan
 from omenn_fx.registry import RuleSet, rule_set
-from omenn_fx.roles import Decision, Role, Tagged, producer, tag
-from omenn_fx.select import Explain, Output, select_output, select_sources
+from omenn_fx.roles import Decision, Role, Tagged, producer
+from omenn_fx.select import Explain, Output
 from omenn_fx.target import Target, resolve
 from omenn_fx.twin import Twin
 
@@ -135,8 +136,8 @@ class Explainer(nn.Module):
         self._exported = source if isinstance(source, ExportedProgram) else None
         if self.model is not None:
             require_eval(self.model)
-        self.explain, self.output, self.rules, self.bias = explain, output, rule_set(rules), bias
-        self.roles, self.dynamic_batch, self.batched = dict(roles or {}), dynamic_batch, batched
+        self.request = Request(rule_set(rules), explain, output, dict(roles or {}), dynamic_batch, batched)
+        self.bias = bias
         self._programs: list[Program] = []
         self._current: Program | None = None
         self.training = False
@@ -157,41 +158,29 @@ class Explainer(nn.Module):
             )
         self._check_signature(args, kwargs)
         with torch.inference_mode(False), torch.no_grad():
-            program = self._build(args, kwargs, leaves)
+            program = self._build(args, kwargs)
         if self._current is not None:
             log.warning("captured anew for new inputs: %s", mismatch(self._captured, leaves))
         self._programs.append(program)
         self._current = program
         return self
 
-    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Program:
+    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
         source = self.model if self.model is not None else self._exported
         assert source is not None
-        try:
-            captured = capture(source, own[0], own[1], self.rules, self.dynamic_batch, self.batched)
-        except CaptureError as error:
-            problem = self._misfit(leaves)
-            if problem is None:
-                raise
-            raise InputError(f"{problem}\n  {error}") from error
-        try:
-            return self._program(captured, own)
-        except MixedBatchError as error:
-            if not captured.dynamic_batch or batch_size(leaves) != 1:
-                raise
-            log.warning("captured at a fixed batch of one: %s", str(error).splitlines()[0])
-        return self._program(capture(source, own[0], own[1], self.rules, dynamic_batch=False), own)
-
-    def _program(self, captured: Captured, own: tuple[Any, Any]) -> Program:
-        sources = select_sources(captured, self.rules, self.explain)
-        tagged = tag(captured, self.rules, sources, select_output(captured, self.output), self.roles)
-        module = explainer_graph(tagged, POLICIES[self.bias])
+        plan = make_plan(source, own[0], own[1], self.request)
+        if plan.error is not None:
+            raise plan.error
+        assert plan.captured is not None
+        assert plan.tagged is not None
+        assert plan.layout is not None
+        module = explainer_graph(plan.tagged, plan.layout, POLICIES[self.bias])
         halves = split(module)
-        fixed = captured.batch is not None and not captured.dynamic_batch
-        if fixed and mixed(halves.forward, halves.backward, flatten_inputs(captured, *own)):
+        fixed = plan.captured.batch is not None and not plan.captured.dynamic_batch
+        if fixed and mixed(halves.forward, halves.backward, flatten_inputs(plan.captured, *own)):
             raise MixedBatchError("somewhere in the model, which fixes its batch size")
-        return Program(captured, tagged, module, halves)
+        return Program(plan.captured, plan.tagged, module, halves)
 
     def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.model is not None:
@@ -201,19 +190,6 @@ class Explainer(nn.Module):
                 name = type(self.model).__name__
                 signature = inspect.signature(self.model.forward)
                 raise InputError(f"the inputs do not fit {name}.forward{signature}: {error}") from None
-
-    def _misfit(self, leaves: Sequence[Any]) -> str | None:
-        """An input whose dtype or device is not that of the model's weights."""
-        weights = [p for p in self.model.parameters() if p.is_floating_point()] if self.model is not None else []
-        dtypes, devices = {p.dtype for p in weights}, {p.device for p in weights}
-        for leaf in leaves:
-            if not isinstance(leaf, Tensor) or not weights:
-                continue
-            if leaf.is_floating_point() and leaf.dtype not in dtypes:
-                return f"the input is {leaf.dtype}, the model's weights are {_names(dtypes)}: convert one (.to(dtype))"
-            if leaf.device not in devices:
-                return f"the input is on {leaf.device}, the model on {_names(devices)}: move one (.to(device))"
-        return None
 
     def program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """What was captured for inputs like these (captured now where nothing fits), and their leaves in its order."""
@@ -270,7 +246,7 @@ class Explainer(nn.Module):
         outputs = self._rows(outputs)
         resolved = resolve(target, outputs)
         cotangents = resolved.cotangents(outputs)
-        results = [program.halves.backward(g if self.batched else g[0], *residuals) for g in cotangents]
+        results = [program.halves.backward(g if self.request.batched else g[0], *residuals) for g in cotangents]
         inputs = {}
         for i, name in enumerate(program.names):
             carried = [self._rows(r["C_b"][i]) for r in results if r["C_b"] is not None]
@@ -287,7 +263,7 @@ class Explainer(nn.Module):
 
     def _rows(self, value: Tensor) -> Tensor:
         """One row per sample: a batch of one in front of what has none."""
-        return value if self.batched else value[None]
+        return value if self.request.batched else value[None]
 
     # Looking inside -----------------------------------------------------------------------------------------------
 
@@ -362,7 +338,7 @@ class Explainer(nn.Module):
         state = (
             "not captured yet" if self._current is None else f"{len(self._current.tagged.captured.graph.nodes)} nodes"
         )
-        return f"rules={self.rules.name!r}, bias={self.bias!r}, {state}"
+        return f"rules={self.request.rules.name!r}, bias={self.bias!r}, {state}"
 
 
 def _together(values: list[Tensor], several: bool) -> Tensor:
@@ -376,7 +352,3 @@ def _content_node(tagged: Tagged, name: str) -> fx.Node:
                 raise ValueError(f"node '{name}' is a {tagged.role[node].value}: only content nodes have an affine map")
             return node
     raise ValueError(f"there is no node '{name}' (explainer.nodes lists them)")
-
-
-def _names(values: Any) -> str:
-    return ", ".join(sorted(map(str, values)))

@@ -22,7 +22,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from omenn_fx.errors import CaptureError, ModeError
+from omenn_fx.errors import CaptureError, ModeError, Place
 
 log = logging.getLogger("omenn_fx")
 
@@ -119,7 +119,7 @@ def _export_at(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
         with quiet(), torch.no_grad():
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
-        raise CaptureError(_explain(error)) from error
+        raise _explain(error) from error
     if reason:
         log.warning("captured at a fixed batch size: %s", reason[:200])
     return program
@@ -194,16 +194,19 @@ _ADVICE = (
 )
 
 
-def _explain(error: Exception) -> str:
+_OTHERWISE = "make this line run under torch.export (see its message above)"
+
+
+def _explain(error: Exception) -> CaptureError:
     """The user's line and what to change, instead of a page of torch.export's internals."""
     inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
     lines = [s.strip() for s in str(error).splitlines() if s.strip()] or [type(error).__name__]
-    text = f"torch.export could not capture the model: {type(error).__name__}: {lines[0][:300]}"
+    place = None
     if frames:
         at = frames[-1]
-        text += f"\n  at {at.filename}:{at.lineno} in {at.name}: {at.line}"
-    for pattern, advice in _ADVICE:
-        if re.search(pattern, f"{type(error).__name__} {error}"):
-            return f"{text}\n  What to change: {advice}."
-    return f"{text}\n  What to change: make this line run under torch.export (see its message above)."
+        place = Place("", "torch.export", "", f"{at.filename}:{at.lineno} in {at.name}: {at.line}")
+    fix = next((a for p, a in _ADVICE if re.search(p, f"{type(error).__name__} {error}")), _OTHERWISE)
+    return CaptureError(
+        f"torch.export could not capture the model: {type(error).__name__}: {lines[0][:300]}", place, fix
+    )

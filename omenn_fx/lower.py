@@ -17,7 +17,7 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.proxy import GraphAppendingTracer
 
-from omenn_fx.batch import layouts
+from omenn_fx.batch import Layouts
 from omenn_fx.carry import Policy
 from omenn_fx.exporting import is_symbolic
 from omenn_fx.roles import Tagged, value_of
@@ -131,7 +131,7 @@ def _fake(node: fx.Node, mode: Any) -> Any:
     return node.meta["val"]
 
 
-def explainer_graph(tagged: Tagged, policy: Policy | None) -> fx.GraphModule:
+def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx.GraphModule:
     """The explainer graph of a tagged model.
 
     Inputs: the leaves of the model's inputs, and the cotangent (of the explained output's shape).
@@ -158,7 +158,6 @@ def explainer_graph(tagged: Tagged, policy: Policy | None) -> fx.GraphModule:
         values[node] = tracer.proxy(env[node])
     twin = Twin(tagged, values, tracer.within)
     pulled = twin.pull({tagged.output: tracer.proxy(cotangent)}, policy)
-    where = layouts(tagged)
     shares = []
     for node, mass in pulled.shares.items():
         with tracer.within(node, "share"):

@@ -121,6 +121,7 @@ class Rule:
     form: Form | None
     content: tuple[str, ...] = ()  # operands that may carry content; none: the result never does
     product: bool | tuple[str, ...] = False  # the content operands (or these) multiply each other: roles must choose
+    dynamic: bool = False  # W or b depends on the content itself (an activation), not on other operands alone
     gate: bool = False  # the result is a gate or a statistic: in a product it is the coefficient
     passes_gate: bool = False  # the result is a gate if its operands are (views, casts, additions)
     factory: bool = False  # fills a new tensor of the operand's shape: no value of the operand reaches it

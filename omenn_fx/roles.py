@@ -51,11 +51,17 @@ class Tagged:
     slots: dict[fx.Node, tuple[Slot, ...]]  # content node -> its content operands
     decisions: list[Decision] = field(default_factory=list)
     opaque: list[tuple[str, str]] = field(default_factory=list)  # (reader, live operand added as a bias)
+    missing: list[fx.Node] = field(default_factory=list)  # content nodes whose operator has no rule
 
     @property
     def content(self) -> list[fx.Node]:
         """Content nodes in topological order, sources included."""
         return [n for n in self.captured.graph.nodes if self.role.get(n) is Role.CONTENT]
+
+    def require_rules(self) -> None:
+        """Raises UnsupportedOpError with every operator that lacks a rule."""
+        if self.missing:
+            raise UnsupportedOpError([place_of(producer(n)[0]) for n in self.missing], self.rules.name)
 
 
 def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
@@ -107,7 +113,7 @@ def tag(
     """Give every node its role.
 
     `overrides` maps node names, module paths or patterns (fnmatch) to "content" or "coefficient".
-    Raises UnsupportedOpError with all operators that lack a rule, NoContentError where no content path exists.
+    Operators that lack a rule are listed in `missing`. Raises NoContentError where no content path exists.
     """
     return _Tagger(captured, rules, sources, output, overrides or {}).run()
 
@@ -132,17 +138,23 @@ class _Tagger:
 
     def run(self) -> Tagged:
         if self.output not in self.carrying:
-            raise NoContentError(self._why_no_content())
+            raise self._no_content()
         slots = self._decide()
         sources = set(self.sources.values())
         missing = [n for n in self.order if n in slots and n not in sources and self._rule(producer(n)[0]) is None]
-        if missing:
-            raise UnsupportedOpError([place_of(producer(n)[0]) for n in missing], self.rules.name)
         role = {
             n: Role.CONTENT if n in slots else Role.COEFFICIENT if n in self.live else Role.CONSTANT for n in self.order
         }
         return Tagged(
-            self.captured, self.rules, self.sources, self.output, role, slots, self.decisions[::-1], self.opaque[::-1]
+            self.captured,
+            self.rules,
+            self.sources,
+            self.output,
+            role,
+            slots,
+            self.decisions[::-1],
+            self.opaque[::-1],
+            missing,
         )
 
     def _rule(self, call: fx.Node) -> Rule | None:
@@ -167,16 +179,21 @@ class _Tagger:
 
     def _reached(self) -> set[fx.Node]:
         """Values that an explained input reaches in any way."""
+        edges = self._edges()
+        live: set[fx.Node] = set()
+        for source in self.sources.values():
+            live |= {source} | nx.descendants(edges, source)
+        return live
+
+    def _edges(self) -> nx.DiGraph:
+        """Operand -> result, where the operand's values reach the result."""
         edges = nx.DiGraph()
         edges.add_nodes_from(self.sources.values())
         for node in self.captured.graph.nodes:
             rule = self.rules.get(node.target)
             if _is_value(node) and not (rule and rule.factory):
                 edges.add_edges_from((operand, node) for operand in node.all_input_nodes)
-        live: set[fx.Node] = set()
-        for source in self.sources.values():
-            live |= {source} | nx.descendants(edges, source)
-        return live
+        return edges
 
     def _carrying(self) -> set[fx.Node]:
         """Values that content could reach: a floating-point result of a rule with such an operand (or of no rule)."""
@@ -259,13 +276,18 @@ class _Tagger:
                 self._gates[node] = rule.passes_gate and bool(live) and all(self.is_gate(o) for o in live)
         return self._gates[node]
 
-    def _why_no_content(self) -> str:
+    def _no_content(self) -> NoContentError:
         inputs = ", ".join(self.sources) or "no input"
         if self.output not in self.live:
-            return f"the explained output '{self.output.name}' does not depend on {inputs} at all"
-        stops = [n for n in self.order if n in self.live and n not in self.carrying and _is_value(n)]
-        first = f"; content ends at {place_of(stops[0])}" if stops else ""
-        return f"no floating-point path of content leads from {inputs} to the output '{self.output.name}'{first}"
+            return NoContentError(f"the explained output '{self.output.name}' does not depend on {inputs} at all")
+        behind = nx.ancestors(self._edges(), self.output)
+        stops = [n for n in self.order if n in behind and n in self.live and n not in self.carrying and _is_value(n)]
+        place = place_of(producer(stops[0] if stops else self.output)[0])
+        return NoContentError(
+            f"no floating-point path of content leads from {inputs} to the output '{self.output.name}'; content "
+            f"ends at {place}",
+            place,
+        )
 
 
 def _is_value(node: fx.Node) -> bool:

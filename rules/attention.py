@@ -140,5 +140,5 @@ def _log_softmax(call: Call) -> tuple[Linear, Bias]:
     return centre, Bias(-size * (1 - torch.isinf(call.x).to(size.dtype)))
 
 
-rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, gate=True)(_softmax)
-rule(aten.log_softmax.int, aten._log_softmax.default)(_log_softmax)
+rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, gate=True, dynamic=True)(_softmax)
+rule(aten.log_softmax.int, aten._log_softmax.default, dynamic=True)(_log_softmax)

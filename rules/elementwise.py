@@ -46,14 +46,14 @@ def function(
         ratio = quotient(rise, x, slope(call) if callable(slope) else slope)
         return Diagonal(ratio, x.shape, call.out.shape), None if none else Bias(zero)
 
-    rule(*ops, gate=gate, passes_gate=passes_gate)(form)
+    rule(*ops, dynamic=True, gate=gate, passes_gate=passes_gate)(form)
 
 
 def ratio(*ops: Any) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
     """Decorator for f with f(0) = 0 whose ratio f(x) / x has a formula of its own."""
 
     def decorate(formula: Callable[[Call], Any]) -> Callable[[Call], Any]:
-        rule(*ops)(lambda call: Diagonal(formula(call), call.shape(), call.out.shape))
+        rule(*ops, dynamic=True)(lambda call: Diagonal(formula(call), call.shape(), call.out.shape))
         return formula
 
     return decorate
@@ -114,7 +114,7 @@ function(
 )
 
 
-@rule(aten.softplus.default)
+@rule(aten.softplus.default, dynamic=True)
 def _softplus(call: Call) -> tuple[Linear, Bias]:
     """log(1 + e^(beta x)) / beta, near 0 as max(x, 0) + log((1 + e^(-|beta x|)) / 2) / beta + f(0)."""
     x, beta = call.x, float(call["beta"])
@@ -124,20 +124,20 @@ def _softplus(call: Call) -> tuple[Linear, Bias]:
     return Diagonal(quotient(rise, x, 0.5), x.shape, call.out.shape), Bias(zero)
 
 
-@rule(aten.log.default, aten.log2.default, aten.log10.default)
+@rule(aten.log.default, aten.log2.default, aten.log10.default, dynamic=True)
 def _logarithm(call: Call) -> Linear:
     """log has no value at 0 to start from; log(x) / x is its ratio, 0 at 0."""
     return Diagonal(quotient(call.out, call.x, 0.0), call.shape(), call.out.shape)
 
 
-@rule(aten.pow.Scalar, content="exponent")
+@rule(aten.pow.Scalar, content="exponent", dynamic=True)
 def _exponential(call: Call) -> tuple[Linear, Bias]:
     """c^x = e^(x log c)."""
     x, rate = call.x, math.log(call["self"])
     return Diagonal(quotient(torch.expm1(rate * x), x, rate), x.shape, call.out.shape), Bias(1.0)
 
 
-@rule(aten.pow.Tensor_Scalar)
+@rule(aten.pow.Tensor_Scalar, dynamic=True)
 def _power(call: Call) -> tuple[Linear, Bias | None]:
     x, exponent = call.x, call["exponent"]
     if exponent == 0:
@@ -190,7 +190,7 @@ function(
 )
 
 
-@rule(aten.clamp.Tensor, passes_gate=True)
+@rule(aten.clamp.Tensor, dynamic=True, passes_gate=True)
 def _clamp_between(call: Call) -> tuple[Linear, Bias]:
     """Bounds of each position, held fixed."""
     zero = torch.clamp(torch.zeros_like(call.x), call["min"], call["max"])
@@ -220,7 +220,7 @@ def _finite(call: Call) -> tuple[Linear, Bias]:
 # Gated ---------------------------------------------------------------------------------------------------------------
 
 
-@rule(aten.glu.default)
+@rule(aten.glu.default, dynamic=True)
 def _glu(call: Call) -> Linear:
     """a * sigmoid(b) for the halves a and b of x: the gate is the coefficient."""
     dim = call["dim"] % len(call.shape())

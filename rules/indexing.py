@@ -111,6 +111,7 @@ def _scatter_add(call: Call) -> Affine:
 @rule(
     aten.scatter_reduce.two,
     content=("self", "src"),
+    dynamic=True,
     passes_gate=True,
     accepts=lambda operands: operands["reduce"] != "prod",
 )

@@ -58,7 +58,7 @@ def _standardise(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, cen
     return Diagonal(torch.rsqrt((x * x).mean(dims, keepdim=True) + eps), shape, shape)
 
 
-@rule(aten.layer_norm.default, aten.native_layer_norm.default, content="input")
+@rule(aten.layer_norm.default, aten.native_layer_norm.default, content="input", dynamic=True)
 def _layer_norm(call: Call) -> tuple[Linear, Bias | None]:
     n = len(call["normalized_shape"])
     inner = _standardise(call.x, tuple(range(-n, 0)), call.shape(), call["eps"])
@@ -66,7 +66,7 @@ def _layer_norm(call: Call) -> tuple[Linear, Bias | None]:
     return _affine(call, inner, call["weight"], bias)
 
 
-@rule(aten.rms_norm.default, aten._fused_rms_norm.default, content="input")
+@rule(aten.rms_norm.default, aten._fused_rms_norm.default, content="input", dynamic=True)
 def _rms_norm(call: Call) -> tuple[Linear, Bias | None]:
     n = len(call["normalized_shape"])
     eps = call["eps"] if call["eps"] is not None else torch.finfo(call.x.dtype).eps
@@ -74,13 +74,13 @@ def _rms_norm(call: Call) -> tuple[Linear, Bias | None]:
     return _affine(call, inner, call["weight"], None)
 
 
-@rule(aten.group_norm.default, content="input")
+@rule(aten.group_norm.default, content="input", dynamic=True)
 def _group_norm(call: Call) -> tuple[Linear, Bias | None]:
     """A layer norm over the channels of a group and all positions, on a view that gives groups a dimension."""
     return _grouped(call, call["num_groups"], call["weight"], call["bias"], call["eps"])
 
 
-@rule(aten.instance_norm.default, content="input")
+@rule(aten.instance_norm.default, content="input", dynamic=True)
 def _instance_norm(call: Call) -> tuple[Linear, Bias | None]:
     """Statistics of each channel of each sample, or the running ones."""
     if not call["use_input_stats"]:

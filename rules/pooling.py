@@ -265,9 +265,9 @@ def _max_pool(call: Call, n: int) -> Linear:
     return MaxPool(call.x, call.out, windows, shape)
 
 
-rule(aten.max_pool1d.default, aten.max_pool1d_with_indices.default)(partial(_max_pool, n=1))
-rule(aten.max_pool2d.default, aten.max_pool2d_with_indices.default)(partial(_max_pool, n=2))
-rule(aten.max_pool3d.default, aten.max_pool3d_with_indices.default)(partial(_max_pool, n=3))
+rule(aten.max_pool1d.default, aten.max_pool1d_with_indices.default, dynamic=True)(partial(_max_pool, n=1))
+rule(aten.max_pool2d.default, aten.max_pool2d_with_indices.default, dynamic=True)(partial(_max_pool, n=2))
+rule(aten.max_pool3d.default, aten.max_pool3d_with_indices.default, dynamic=True)(partial(_max_pool, n=3))
 
 
 class AdaptiveMaxPool(Linear):
@@ -349,6 +349,6 @@ def _adaptive_max_pool(call: Call, n: int) -> Linear:
     return AdaptiveMaxPool(call.x, call.out, shape, n)
 
 
-rule(aten.adaptive_max_pool1d.default)(partial(_adaptive_max_pool, n=1))
-rule(aten.adaptive_max_pool2d.default)(partial(_adaptive_max_pool, n=2))
-rule(aten.adaptive_max_pool3d.default)(partial(_adaptive_max_pool, n=3))
+rule(aten.adaptive_max_pool1d.default, dynamic=True)(partial(_adaptive_max_pool, n=1))
+rule(aten.adaptive_max_pool2d.default, dynamic=True)(partial(_adaptive_max_pool, n=2))
+rule(aten.adaptive_max_pool3d.default, dynamic=True)(partial(_adaptive_max_pool, n=3))

@@ -151,7 +151,7 @@ def _rnn_step(f: Callable[[Tensor], Tensor], slope: float) -> Freeze:
     return step
 
 
-def parts(pieces: Sequence[Tensor], count: int) -> list[Tensor]:
+def parts(pieces: Sequence[Tensor], count: int) -> list[Any]:
     """The tensors of a tuple whose length is known: to iterate over a traced one finds out all shapes before it."""
     return [pieces[i] for i in range(count)]
 
@@ -321,7 +321,7 @@ def _recurrent(op: Any, kind: Kind) -> None:
             bias = bias.transpose(0, 1)
         return Affine(terms, None if bias is None else Bias(bias))
 
-    rule(op, content=("input", "hx"))(form)
+    rule(op, content=("input", "hx"), dynamic=True)(form)
 
 
 def _weights(params: list[Tensor], biases: bool, layers: int, bidirectional: bool) -> list[Weights]:

@@ -36,6 +36,7 @@ def winner(call: Call, top: Tensor, dims: list[int], keepdim: bool) -> Linear:
     aten.amin.default,
     aten.median.dim,
     aten.kthvalue.default,
+    dynamic=True,
     passes_gate=True,
 )
 def _extreme(call: Call) -> Linear:
@@ -47,7 +48,7 @@ def _extreme(call: Call) -> Linear:
     return winner(call, top, dims, keepdim)
 
 
-@rule(aten.logsumexp.default)
+@rule(aten.logsumexp.default, dynamic=True)
 def _logsumexp(call: Call) -> tuple[Linear, Bias]:
     """max x + log Z, Z frozen, as in log_softmax."""
     dims = dims_of(call)
@@ -63,6 +64,7 @@ def _logsumexp(call: Call) -> tuple[Linear, Bias]:
     aten.msort.default,
     aten.cummax.default,
     aten.cummin.default,
+    dynamic=True,
     passes_gate=True,
 )
 def _ranked(call: Call) -> Linear:
@@ -103,6 +105,7 @@ def _chosen(call: Call, wins: dict[str, Any]) -> Affine:
     aten.fmax.default,
     aten.fmin.default,
     content=("self", "other"),
+    dynamic=True,
     passes_gate=True,
 )
 def _larger(call: Call) -> Affine:

@@ -37,7 +37,7 @@ def _is_norm(operands: Mapping[str, Any]) -> bool:
     return 0 < _order(operands) < math.inf
 
 
-@rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, gate=True, accepts=_is_norm)
+@rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, gate=True, dynamic=True, accepts=_is_norm)
 def _norm(call: Call) -> Linear:
     dims, shape = dims_of(call), call.shape()
     reduced = Reduction(dims, call["keepdim"], shape)
@@ -45,7 +45,7 @@ def _norm(call: Call) -> Linear:
     return Chain(reduced, Diagonal(direction(call.x, norm, _order(call.operands)), shape, shape))
 
 
-@rule(aten.cdist.default, aten._cdist_forward.default, content=("x1", "x2"), accepts=_is_norm)
+@rule(aten.cdist.default, aten._cdist_forward.default, content=("x1", "x2"), dynamic=True, accepts=_is_norm)
 def _distance(call: Call) -> Affine:
     """|x_i - y_j| for all pairs."""
     difference = call["x1"].unsqueeze(-2) - call["x2"].unsqueeze(-3)
@@ -81,5 +81,5 @@ def _spread_of(call: Call, root: bool) -> Linear:
     return Chain(reduced, Diagonal(away, shape, shape), centred)
 
 
-rule(aten.var.correction, aten.var.dim, gate=True)(lambda call: _spread_of(call, root=False))
-rule(aten.std.correction, aten.std.dim, gate=True)(lambda call: _spread_of(call, root=True))
+rule(aten.var.correction, aten.var.dim, gate=True, dynamic=True)(lambda call: _spread_of(call, root=False))
+rule(aten.std.correction, aten.std.dim, gate=True, dynamic=True)(lambda call: _spread_of(call, root=True))

@@ -17,7 +17,7 @@ from omenn_fx.invariants import random_like
 from omenn_fx.linear import Chain
 from omenn_fx.mass import Even, Mass
 from omenn_fx.registry import Affine, Call, Rule, RuleSet, Slot, omenn, rule_set
-from omenn_fx.testing import VARIANTS, measure
+from omenn_fx.testing import VARIANTS, called, measure
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 LIMIT = {F64: 1e-11, F32: 2e-5, BF16: 6e-2}
@@ -505,3 +505,39 @@ def test_in_a_model(group):
     assert len(explanation.inputs) == len(inputs)
     targets = {node.target for node in explainer.graph_module.graph.nodes}
     assert targets >= {call.op for call in calls}
+
+
+# What `check` says of an operator without data -----------------------------------------------------------------------
+
+
+def _changed(call: Call) -> Call:
+    """The same call at other content, of the same signs and masks."""
+    operands, generator = dict(call.operands), torch.Generator().manual_seed(3)
+    for slot in call.content:
+        value = call.at(slot)
+        other = (0.2 + 0.5 * random_like(value, generator).abs()) * torch.where(value < 0, -1.0, 1.0).to(value.dtype)
+        other = torch.where(value.isfinite(), other, value)
+        if slot.index is None:
+            operands[slot.name] = other
+        else:
+            operands[slot.name] = list(operands[slot.name])
+            operands[slot.name][slot.index] = other
+    return called(call.op, operands, call.content, call.output)
+
+
+def _moves(call: Call) -> bool:
+    """Whether W^T g or b are others at other content."""
+    other = _changed(call)
+    forms = [omenn.table[c.op].affine(c) for c in (call, other)]
+    g = like(call.out, 9)
+    adjoints = [torch.cat([f.terms[s].transpose(g).reshape(-1) for s in call.content]) for f in forms]
+    biases = [g * 0 if f.bias is None else f.bias.dense(c.out) for f, c in zip(forms, (call, other), strict=True)]
+    return not all(torch.allclose(a, b, equal_nan=True) for a, b in (adjoints, biases))
+
+
+@pytest.mark.parametrize("op", list(dict.fromkeys(s.op for s in SAMPLES)), ids=name_of)
+def test_dynamic_says_whether_the_map_depends_on_the_content(op):
+    rule = omenn.table[op]
+    calls = [sample.call(F64, content) for sample in of(op) for content in sample.variants()]
+    one = [c for c in calls if len(c.content) == 1] if rule.product else calls  # two factors are the policy's matter
+    assert rule.dynamic == any(_moves(c) for c in one) or op == aten.hardsigmoid.default  # linear within 3 of 0
