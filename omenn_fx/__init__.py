@@ -7,6 +7,8 @@ explanation = explainer(x, target=207)   # explanation.C sums to the logit
 
 from omenn_fx._version import __version__
 from omenn_fx.affine import AffineMap
+from omenn_fx.check import check
+from omenn_fx.check_report import CheckReport, NodeVerdict, Verdict
 from omenn_fx.errors import (
     CaptureError,
     InputError,
@@ -30,6 +32,7 @@ __all__ = [
     "AffineMap",
     "BiasTable",
     "CaptureError",
+    "CheckReport",
     "Explainer",
     "Explanation",
     "InputError",
@@ -38,12 +41,15 @@ __all__ = [
     "ModeError",
     "NoContentError",
     "NodeInfo",
+    "NodeVerdict",
     "OmennError",
     "OutputError",
     "SizeError",
     "TargetError",
     "UnsupportedOpError",
+    "Verdict",
     "__version__",
+    "check",
     "opaque",
     "rule",
     "transform",

@@ -36,6 +36,7 @@ class Captured:
     out_spec: pytree.TreeSpec
     batch: Any  # symbolic size of the batch, the fixed int, or None where all inputs are one sample
     dynamic_batch: bool
+    mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
 
     @property
     def graph(self) -> fx.Graph:
@@ -151,7 +152,9 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     symbol = batch_symbol(program) if batched else None
     batch = symbol if symbol is not None or not batched else batch_size([n.meta.get("val") for n in inputs])
     spec = program.call_spec
-    return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, dynamic_batch=symbol is not None)
+    changes = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+    mutated = tuple(str(s.target) for s in program.graph_signature.output_specs if s.kind in changes)
+    return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, symbol is not None, mutated)
 
 
 def _widen(node: fx.Node) -> bool:

@@ -80,8 +80,9 @@ def transform(
         example_kwargs: keyword inputs to capture at.
         explain: which inputs carry content, by name or position (one or several). Default: every floating-point
             input; where all inputs are integer ids, their embeddings.
-        output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it.
-            Default: the logits (the only tensor, the one named so, else the first floating-point one).
+        output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it;
+            or the name of a node inside of the model (`nodes` lists them: the logits below a softmax). Default: the
+            logits (the only tensor, the one named so, else the first floating-point one).
         rules: the rule set.
         bias: "carrier" (bias mass carried to the input by position), "contribution" (in proportion to each input's
             contribution) or "none" (no C_b; the table per node stays).

@@ -85,9 +85,13 @@ def select_output(captured: Captured, output: Output) -> fx.Node:
                 else getattr(structure, output)
             )
         except (KeyError, IndexError, AttributeError, TypeError):
-            raise OutputError(
-                f"output={output!r} is not part of what the model returns: {_describe(captured)}"
-            ) from None
+            named = [n for n in captured.graph.nodes if n.name == output]
+            if not named:
+                raise OutputError(
+                    f"output={output!r} is not part of what the model returns: {_describe(captured)}; nor is it the "
+                    "name of a node (explainer.nodes lists them)"
+                ) from None
+            picked = named[0]
     value = value_of(picked)
     if not isinstance(picked, fx.Node) or not isinstance(value, torch.Tensor):
         raise OutputError(f"the explained output is no tensor the model computes; it returns {_describe(captured)}")

@@ -1,0 +1,200 @@
+"""Findings: what a check has to say of a model, each with its place, its reason and the way out.
+
+Problems are the errors that `transform` would raise. Warnings are of what is exact but probably not meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from omenn_fx.capture import Captured, place_of
+from omenn_fx.errors import (
+    CaptureError,
+    InputError,
+    MixedBatchError,
+    ModeError,
+    NoContentError,
+    OmennError,
+    OutputError,
+    Place,
+    UnsupportedOpError,
+)
+from omenn_fx.roles import Tagged, bind, producer, slots_of, value_of
+
+aten = torch.ops.aten
+NOWHERE = Place("", "", "", "")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of finding: its code in SARIF and in tables, and what it means."""
+
+    code: str
+    title: str
+
+
+CAPTURE = Kind("OMENN001", "torch.export cannot capture the model")
+TRAIN_MODE = Kind("OMENN002", "the model is in train mode")
+INPUTS = Kind("OMENN003", "the inputs do not fit the model")
+OUTPUT = Kind("OMENN004", "there is no such output to explain")
+NO_CONTENT = Kind("OMENN005", "no input reaches the output through content")
+NO_RULE = Kind("OMENN006", "an operator has no rule")
+MIXED_BATCH = Kind("OMENN007", "the samples of a batch reach each other")
+OTHER = Kind("OMENN009", "the model cannot be explained")
+
+GATE_OUTPUT = Kind("OMENN101", "a softmax or sigmoid is explained instead of the logits")
+RANDOM = Kind("OMENN102", "the model draws random numbers in eval mode")
+MUTATION = Kind("OMENN103", "forward changes a parameter or a buffer")
+DETACHED = Kind("OMENN104", "the explanation passes a detach")
+NORMALISES = Kind("OMENN105", "the input is normalised inside of the model")
+
+PROBLEMS = (CAPTURE, TRAIN_MODE, INPUTS, OUTPUT, NO_CONTENT, NO_RULE, MIXED_BATCH, OTHER)
+WARNINGS = (GATE_OUTPUT, RANDOM, MUTATION, DETACHED, NORMALISES)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding: its kind, where it is, why, and what to change."""
+
+    kind: Kind
+    place: Place
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        where = f"\n    {self.place}" if self.place != NOWHERE else ""
+        return f"{self.kind.code} {self.kind.title}: {self.reason}{where}\n    What to change: {self.fix}."
+
+
+# Problems ------------------------------------------------------------------------------------------------------------
+
+_KINDS: tuple[tuple[type[OmennError], Kind, str], ...] = (
+    (CaptureError, CAPTURE, "make the model pass torch.export"),
+    (ModeError, TRAIN_MODE, "call model.eval() before"),
+    (MixedBatchError, MIXED_BATCH, MixedBatchError.fix),
+    (
+        NoContentError,
+        NO_CONTENT,
+        "explain an output and inputs (explain=) between which values are passed on linearly",
+    ),
+    (OutputError, OUTPUT, "name a floating-point output with output="),
+    (InputError, INPUTS, "give example_inputs as the model's forward takes them"),
+)
+
+
+def problems(error: OmennError) -> list[Finding]:
+    """What an error says: one finding for each operator without a rule, else one."""
+    if isinstance(error, UnsupportedOpError):
+        return [_no_rule(place, error.rule_set) for place in error.places]
+    kind, fix = next(((k, f) for t, k, f in _KINDS if isinstance(error, t)), (OTHER, "see the message"))
+    reason = str(error).split("\n  What to change")[0].split("\n  at ")[0].strip()
+    return [Finding(kind, error.places[0] if error.places else NOWHERE, reason, error.fix or fix)]
+
+
+def _no_rule(place: Place, rule_set: str) -> Finding:
+    reason = f"the rule set '{rule_set}' has no rule for {place.op}"
+    if "dropout" in place.op:
+        return Finding(NO_RULE, place, reason, "drop only in training: F.dropout(x, p, self.training)")
+    if not place.op.startswith("aten."):
+        return Finding(NO_RULE, place, reason, f'give your operator a rule: @omenn_fx.rule("{place.op}", content=...)')
+    held = f'roles={{"{place.node}": "coefficient"}}'
+    fix = f"write the line with other operators, give the operator a rule with omenn_fx.rule, or hold it fixed: {held}"
+    return Finding(NO_RULE, place, reason, fix)
+
+
+# Warnings ------------------------------------------------------------------------------------------------------------
+
+_SQUASHES = {
+    aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int,
+    aten._log_softmax.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.log_sigmoid.default,
+}  # fmt: skip
+_DETACHES = {aten.detach.default, aten.detach_.default}
+_SHIFTS = {aten.sub.Tensor, aten.div.Tensor, aten.mul.Tensor, aten.add.Tensor, aten.batch_norm.default}
+
+
+def warnings(captured: Captured, tagged: Tagged) -> list[Finding]:
+    """What is exact but probably not meant."""
+    checks: tuple[Callable[[Captured, Tagged], Iterator[Finding]], ...] = (
+        _gate_output,
+        _random,
+        _mutation,
+        _detached,
+        _normalises,
+    )
+    return [finding for check in checks for finding in check(captured, tagged)]
+
+
+def _gate_output(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
+    node = tagged.output
+    while tagged.slots.get(node):
+        call, _ = producer(node)
+        rule = tagged.rules.get(call.target)
+        if rule is None:
+            return
+        operand = dict(slots_of(call, rule))[tagged.slots[node][0]]
+        if call.target in _SQUASHES:
+            reason = f"the explained output is the result of {call.target}: its C says what moves a probability"
+            fix = f"explain the logits: output='{operand.name}'"
+            yield Finding(GATE_OUTPUT, place_of(call), reason, fix)
+            return
+        if len(tagged.slots[node]) != 1 or not rule.passes_gate or rule.product:
+            return
+        node = operand
+
+
+def _random(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
+    behind = _ancestors(tagged.output)
+    for node in captured.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        rule = tagged.rules.get(node.target)
+        fixed = rule is not None and rule.form is not None  # attention and recurrences without their dropout
+        if node in behind and torch.Tag.nondeterministic_seeded in tags and not fixed:
+            reason = f"{node.target} draws new numbers at every call: the explanation is of one draw"
+            dropout = "dropout" in str(node.target)
+            fix = "drop only in training: F.dropout(x, p, self.training)" if dropout else "make it an input of forward"
+            yield Finding(RANDOM, place_of(node), reason, fix)
+
+
+def _ancestors(output: fx.Node) -> set[fx.Node]:
+    found, todo = set[fx.Node](), [output]
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo += node.all_input_nodes
+    return found
+
+
+def _mutation(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
+    for name in captured.mutated:
+        reason = f"forward writes to '{name}': in the explainer the change is made anew at every call and never kept"
+        yield Finding(MUTATION, Place(name, "", "", ""), reason, "compute a new tensor instead of writing in place")
+
+
+def _detached(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
+    for node in tagged.content:
+        if node.target in _DETACHES:
+            reason = "a detach stops gradients, but not values: what flows through it is explained as well"
+            fix = f'hold it fixed with roles={{"{node.name}": "coefficient"}}, if that is meant'
+            yield Finding(DETACHED, place_of(node), reason, fix)
+
+
+def _normalises(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
+    for name, source in tagged.sources.items():
+        if source.op != "placeholder":
+            continue  # an embedding
+        readers = [u for u in source.users if u.target in _SHIFTS and _by_constants(u, source, tagged)]
+        if readers and len(readers) == len([u for u in source.users if isinstance(value_of(u), torch.Tensor)]):
+            reason = f"C is that of the raw '{name}': a value that is 0 before {readers[0].target} has no part by C_w"
+            fix = "nothing, if that is meant; else normalise before the model, so that C is that of normalised values"
+            yield Finding(NORMALISES, place_of(readers[0]), reason, fix)
+
+
+def _by_constants(node: fx.Node, source: fx.Node, tagged: Tagged) -> bool:
+    others = [n for n in node.all_input_nodes if n is not source]
+    first = next((v for v in bind(node).values() if isinstance(v, fx.Node)), None)
+    return first is source and bool(others) and all(tagged.role[n].value == "constant" for n in others)
