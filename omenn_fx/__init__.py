@@ -24,6 +24,8 @@ from omenn_fx.errors import (
 from omenn_fx.explainer import Explainer, NodeInfo, transform
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
 from omenn_fx.registry import omenn
+from omenn_fx.validate import NodeError
+from omenn_fx.validation_report import ValidationReport
 
 rule = omenn.register
 opaque = omenn.opaque
@@ -40,6 +42,7 @@ __all__ = [
     "MixedBatchError",
     "ModeError",
     "NoContentError",
+    "NodeError",
     "NodeInfo",
     "NodeVerdict",
     "OmennError",
@@ -47,6 +50,7 @@ __all__ = [
     "SizeError",
     "TargetError",
     "UnsupportedOpError",
+    "ValidationReport",
     "Verdict",
     "__version__",
     "check",

@@ -36,6 +36,7 @@ class Captured:
     out_spec: pytree.TreeSpec
     batch: Any  # symbolic size of the batch, the fixed int, or None where all inputs are one sample
     dynamic_batch: bool
+    widened: bool = False  # a float64 model whose casts to float32 were made float64
     mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
 
     @property
@@ -154,7 +155,7 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     spec = program.call_spec
     changes = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
     mutated = tuple(str(s.target) for s in program.graph_signature.output_specs if s.kind in changes)
-    return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, symbol is not None, mutated)
+    return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, symbol is not None, widened, mutated)
 
 
 def _widen(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`."""
+"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`; `check` and `validate` are in cli_check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 import omenn_fx
-from omenn_fx import sources
+from omenn_fx import cli_check, sources
 from omenn_fx.errors import InputError, OmennError
 from omenn_fx.explanation import Explanation
 from omenn_fx.images import open_image
@@ -49,6 +49,10 @@ def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"omenn-fx {omenn_fx.__version__}")
         raise typer.Exit
+
+
+app.command()(cli_check.check)
+app.command()(cli_check.validate)
 
 
 @app.callback()

@@ -20,7 +20,7 @@ from omenn_fx.capture import Captured, place_of
 from omenn_fx.carry import POLICIES
 from omenn_fx.errors import InputError, MixedBatchError, OmennError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
-from omenn_fx.exporting import Source, load_source, require_eval
+from omenn_fx.exporting import Source, load_source, require_eval, tensors_only
 from omenn_fx.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
 from omenn_fx.lower import Halves, explainer_graph, split
 from omenn_fx.plan import Request, make_plan
@@ -29,6 +29,8 @@ from omenn_fx.roles import Decision, Role, Tagged, producer
 from omenn_fx.select import Explain, Output
 from omenn_fx.target import Target, resolve
 from omenn_fx.twin import Twin
+from omenn_fx.validate import validate
+from omenn_fx.validation_report import ValidationReport
 
 log = logging.getLogger("omenn_fx")
 Tensor = torch.Tensor
@@ -265,6 +267,42 @@ class Explainer(nn.Module):
     def _rows(self, value: Tensor) -> Tensor:
         """One row per sample: a batch of one in front of what has none."""
         return value if self.request.batched else value[None]
+
+    def validate(
+        self, *args: Any, target: Target = None, tolerance: float | None = None, seed: int = 0, **kwargs: Any
+    ) -> ValidationReport:
+        """The invariants of the method on these inputs, measured at every node.
+
+        Forward (the twin's outputs are the model's), dynamic linearity (W h + b == h), linearity of W, the dot test
+        of its transpose, completeness, and bias mass. Values are let go of as soon as nothing after them reads them.
+
+        Args:
+            *args, **kwargs: the model's own inputs.
+            target: as of a call.
+            tolerance: the largest relative error of all invariants. Default: by dtype, about 1e-10 in float64 and 1e-5
+                in float32.
+            seed: of the random vectors that W is tried with, and of what the model draws itself.
+
+        Raises:
+            NodeError: a rule raises at a node.
+        """
+        return validate(self, args, kwargs, target=target, tolerance=tolerance, seed=seed)
+
+    @torch.no_grad()
+    def reference(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The explained output as the model itself computes it, without our graph: [N, ...]."""
+        program, _ = self.program_for(args, kwargs)
+        captured = program.captured
+        if self.model is None:
+            assert self._exported is not None
+            result = self._exported.module()(*args, **kwargs)
+        else:
+            with tensors_only(self.model):  # as at capture
+                result = self.model(*args, **kwargs)
+        leaves = pytree.tree_leaves(result)
+        if program.tagged.output not in captured.outputs:  # a node inside of the model
+            return Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[program.tagged.output]
+        return self._rows(leaves[captured.outputs.index(program.tagged.output)])
 
     # Looking inside -----------------------------------------------------------------------------------------------
 

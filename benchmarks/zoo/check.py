@@ -18,16 +18,18 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import omenn_fx
+from omenn_fx import invariants as measures
 from omenn_fx.errors import CaptureError, OmennError
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation
 from omenn_fx.exporting import export
+from omenn_fx.registry import Affine, Call
+from omenn_fx.validate import Walk
 
 from . import Example, build, census
-from .nodes import measure_nodes
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 import invariants
@@ -38,6 +40,7 @@ TOLERANCES = {
     "float64": {"forward": 1e-10, "node": 1e-9, "transpose": 1e-9, "completeness": 1e-10, "mass": 1e-10},
     "float32": {"forward": 1e-4, "node": 1e-4, "transpose": 1e-4, "completeness": 1e-5, "mass": 1e-5},
 }
+TRANSPOSED = 200  # the dot test is taken at no more nodes than this
 FORWARD_IN_FLOAT32 = 1e-5  # models that compute parts in float32 themselves, in float64
 Record = dict[str, Any]
 
@@ -85,7 +88,7 @@ def _measured(name: str, dtype: str, seed: int) -> Record:
     facts = _facts(explainer, explanation)
     empty = facts["weight_share"] == 0 and moves(explainer, explanation, args, kwargs, seed)
     del explanation  # a large model leaves no room for it beside what follows
-    measure_nodes(report, explainer, args, kwargs)
+    nodes(report, explainer, args, kwargs)
     record = {
         "transform_seconds": round(transformed - start, 3),
         "explain_seconds": round(explained - transformed, 3),
@@ -101,6 +104,23 @@ def _measured(name: str, dtype: str, seed: int) -> Record:
         tolerances["forward"] = FORWARD_IN_FLOAT32
     reasons = _failures(report, tolerances) + _wrong(record)
     return {"status": "failed" if reasons else "passed", "reasons": reasons, **record}
+
+
+@torch.no_grad()
+def nodes(report: invariants.Report, explainer: Explainer, args: Any, kwargs: Any) -> None:
+    """Invariant 2 at every content node; 4, the dot test, at a sample of them."""
+    program, leaves = explainer.program_for(args, kwargs)
+    content = [n for n in program.tagged.content if n not in program.tagged.sources.values()]
+    sample = set(content[:: max(1, -(-len(content) // TRANSPOSED))])
+    generator = torch.Generator().manual_seed(0)
+
+    def measure(node: fx.Node, call: Call, form: Affine) -> None:
+        where = f"{node.name} [{call.op}]"
+        report.add("node", measures.node(call, form), where)
+        if node in sample:
+            report.add("transpose", measures.transpose(call, form, generator), where)
+
+    Walk(program.captured.module, program.tagged, measure).run(*leaves, enable_io_processing=False)
 
 
 def _seeded(seed: int, run: Any) -> Any:

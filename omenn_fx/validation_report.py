@@ -1,0 +1,152 @@
+"""The report of a validation: a table to read, JSON for machines, a plot of where errors grow."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from omenn_fx._version import __version__
+from omenn_fx.errors import Place
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AT_NODES = ("node", "linear", "transpose", "mass")
+MEANING = {
+    "forward": "the twin's outputs are the model's",
+    "node": "W h + b is the node's value",
+    "linear": "W acts linearly",
+    "transpose": "<W u, v> is <u, W^T v>",
+    "completeness": "sum(C) is the explained value",
+    "mass": "bias mass is carried without gain or loss",
+}
+
+
+@dataclass(frozen=True)
+class NodeErrors:
+    """One content node: its place and how far its rule is from exact, relative to what is added up."""
+
+    name: str
+    place: Place
+    node: float
+    linear: float
+    transpose: float
+    mass: float
+
+    @property
+    def worst(self) -> float:
+        """The largest of its errors."""
+        return max(self.node, self.linear, self.transpose, self.mass)
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What `explainer.validate` measured. `print` shows it; `ok` is whether every invariant holds.
+
+    Attributes:
+        nodes: the errors of every content node, in the graph's order.
+        whole: forward, completeness and mass of the whole explanation.
+        tolerances: invariant -> the largest error that holds.
+        dtype: of the outputs.
+    """
+
+    nodes: list[NodeErrors]
+    whole: dict[str, float]
+    tolerances: dict[str, float]
+    dtype: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every invariant holds everywhere."""
+        return not any(True for _ in self._failures())
+
+    @property
+    def failures(self) -> list[str]:
+        """Each invariant that does not hold, with the node, its module and the user's line."""
+        return list(self._failures())
+
+    def _failures(self) -> Iterator[str]:
+        for name, error in self.whole.items():
+            if not error <= self.tolerances[name]:
+                yield f"{name} {error:.1e} > {self.tolerances[name]:.0e}: not so that {MEANING[name]}"
+        for entry in self.nodes:
+            for name in AT_NODES:
+                error = getattr(entry, name)
+                if not error <= self.tolerances[name]:
+                    limit = self.tolerances[name]
+                    yield f"{name} {error:.1e} > {limit:.0e}, not so that {MEANING[name]}: {entry.place}"
+
+    def worst(self, invariant: str = "node") -> NodeErrors | None:
+        """The node where an invariant is the furthest from exact; None without content nodes."""
+        return max(self.nodes, key=lambda n: getattr(n, invariant), default=None)
+
+    # For people ------------------------------------------------------------------------------------------------------
+
+    def __rich__(self) -> Group:
+        state = Text("valid", style="green") if self.ok else Text("NOT VALID", style="bold red")
+        head = Text.assemble(state, f": {len(self.nodes)} nodes in {self.dtype}")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("invariant", "worst error", "allowed", "where"):
+            table.add_column(column, justify="right" if column in ("worst error", "allowed") else "left")
+        for name, meaning in MEANING.items():
+            worst = self.worst(name) if name in AT_NODES else None
+            at_node = getattr(worst, name) if worst is not None else 0.0
+            error = max(at_node, self.whole.get(name, 0.0))
+            where = f"{worst.place.op} '{worst.name}' {worst.place.module}" if worst is not None and error else ""
+            style = "" if error <= self.tolerances[name] else "bold red"
+            table.add_row(meaning, Text(f"{error:.1e}", style=style), f"{self.tolerances[name]:.0e}", where)
+        lines = [Text.assemble(("failed: ", "bold red"), f) for f in self.failures[:20]]
+        more = len(self.failures) - 20
+        return Group(head, table, *lines, *([Text(f"and {more} more")] if more > 0 else []))
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=120, color_system=None).print(self)
+        return text.getvalue().rstrip()
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """The errors of all nodes in the graph's order, on a logarithmic scale; written to `path` if one is given."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for name, colour in zip(AT_NODES, ("#4c78a8", "#b8b0d0", "#72b7b2", "#f58518"), strict=True):
+            errors = [max(getattr(n, name), 1e-18) for n in self.nodes]
+            axes.semilogy(range(len(errors)), errors, ".", markersize=4, color=colour, label=MEANING[name])
+            axes.axhline(self.tolerances[name], color=colour, linewidth=0.6, linestyle=":")
+        axes.set_xlabel("content node, in the order of the graph")
+        axes.set_ylabel("relative error")
+        axes.set_title(f"{'valid' if self.ok else 'NOT VALID'} in {self.dtype}", loc="left", fontsize=10)
+        axes.legend(fontsize=7, frameon=False, ncols=2)
+        axes.spines[["top", "right"]].set_visible(False)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    # For machines ----------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """All of the report as JSON."""
+        nodes: list[dict[str, Any]] = [
+            {"name": n.name, "op": n.place.op, "module": n.place.module, "file": n.place.file, "line": n.place.line}
+            | {name: _number(getattr(n, name)) for name in AT_NODES}
+            for n in self.nodes
+        ]
+        whole = {name: _number(error) for name, error in self.whole.items()}
+        head = {"tool": {"name": "omenn-fx", "version": __version__}, "ok": self.ok, "dtype": self.dtype}
+        rest = {"tolerances": self.tolerances, "whole": whole, "failures": self.failures, "nodes": nodes}
+        return json.dumps(head | rest, indent=1)
+
+
+def _number(value: float) -> float | str:
+    """JSON has no other numbers than finite ones."""
+    return value if abs(value) < float("inf") else str(value)
