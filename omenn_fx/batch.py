@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from omenn_fx.capture import place_of
-from omenn_fx.errors import MixedBatchError
+from omenn_fx.errors import InputError, MixedBatchError
 from omenn_fx.exporting import is_symbolic
 from omenn_fx.mass import Mass, Product
 from omenn_fx.roles import Tagged, bind, producer, slots_of, value_of
@@ -90,8 +90,12 @@ def layouts(tagged: Tagged) -> Layouts:
     if tagged.captured.batch is None or hint(tagged.captured.batch) == 1:
         return dict.fromkeys(tagged.content, Whole())
     size = hint(tagged.captured.batch)
+    if size == 0:
+        raise InputError("the model fixes its batch, at the empty one of the example inputs: capture it at a sample")
     found: dict[fx.Node, Layout] = {}
     for node in tagged.content:
+        if not known(value_of(node).shape):  # x[mask]: which samples are left depends on data
+            raise MixedBatchError(place_of(producer(node)[0]))
         shape = _hints(value_of(node).shape)
         symbolic = [is_symbolic(s) for s in value_of(node).shape]
         if node in tagged.sources.values():
@@ -116,9 +120,14 @@ def layouts(tagged: Tagged) -> Layouts:
     return found
 
 
+def known(shape: Sequence[Any]) -> bool:
+    """Whether no size depends on data."""
+    return all(not isinstance(s, torch.SymInt) or s.node.hint is not None for s in shape)
+
+
 def hint(size: Any) -> int:
     """A size as a number: the one of the example where it is symbolic."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    return int(size.node.hint or 0) if isinstance(size, torch.SymInt) else int(size)
 
 
 def _hints(shape: Sequence[Any]) -> list[int]:

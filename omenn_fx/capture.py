@@ -19,10 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from omenn_fx.errors import CaptureError, Place
+from omenn_fx.errors import CaptureError, InputError, Place
 from omenn_fx.exporting import batch_size, batch_symbol, export, quiet, require_eval
 from omenn_fx.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.registry import RuleSet
+
+aten = torch.ops.aten
+_PRODUCTS = {
+    aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default,
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
+}  # fmt: skip
 
 
 @dataclass
@@ -85,7 +91,23 @@ def capture(
         effects = any(spec.kind == InputKind.TOKEN for spec in decomposed.graph_signature.input_specs)
         # Ordered side effects (error checks of linear algebra) have no affine form: name the operator as it was.
         program = program if effects and functional else decomposed
-    return _flatten(program, batched)
+    captured = _flatten(program, batched)
+    _require_one_dtype(captured)
+    return captured
+
+
+def _require_one_dtype(captured: Captured) -> None:
+    """Products of two dtypes, which shapes alone do not refuse and kernels do. Raises InputError with the line."""
+    for node in captured.graph.nodes:
+        if node.target not in _PRODUCTS:
+            continue
+        values = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), torch.Tensor)]
+        dtypes = sorted({str(v.dtype) for v in values if v.is_floating_point()})
+        if len(dtypes) > 1:
+            raise InputError(
+                f"{place_of(node)}\n      gets {' and '.join(dtypes)}: convert the input to the dtype of the weights "
+                "(.to(dtype))"
+            )
 
 
 def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
@@ -187,7 +209,10 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return value
 
 
-def _assign(root: nn.Module, path: str, tensor: torch.Tensor) -> None:
+def _assign(root: nn.Module, path: str, tensor: torch.Tensor | nn.Module) -> None:
+    if isinstance(tensor, nn.Module):  # the branches of a control-flow operator
+        root.add_module(path, tensor)
+        return
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in root._modules:

@@ -21,7 +21,7 @@ from omenn_fx.exporting import Source, load_source
 from omenn_fx.findings import problems, warnings
 from omenn_fx.plan import Plan, Request, make_plan
 from omenn_fx.registry import RuleSet, rule_set
-from omenn_fx.roles import Role, Tagged, producer
+from omenn_fx.roles import Role, Tagged, producer, slots_of
 from omenn_fx.select import Explain, Output
 
 
@@ -122,6 +122,9 @@ def _affine(tagged: Tagged, node: fx.Node, call: fx.Node) -> tuple[Verdict, str]
     fixed = [n.name for n in call.all_input_nodes if tagged.role[n] is Role.COEFFICIENT]
     if rule is not None and rule.dynamic:
         return Verdict.DYNAMIC, "W depends on the content itself"
+    factors = [o for s, o in slots_of(call, rule) if rule.multiplies(s)] if rule is not None else []
+    if len([o for o in factors if tagged.role[o] is Role.CONTENT]) > 1:
+        return Verdict.DYNAMIC, "W is the other factor"
     if fixed:
         return Verdict.DYNAMIC, f"W depends on {', '.join(fixed)}"
     return Verdict.AFFINE, "W is constant"

@@ -45,9 +45,7 @@ def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=sources.FORMS, show_default=False)],
     inputs: Annotated[
         list[str] | None,
-        typer.Option(
-            "--input", "-i", help="An input, 1,3,224,224 (or ids:1,16: integers); again for more."
-        ),
+        typer.Option("--input", "-i", help="An input, 1,3,224,224 (or ids:1,16: integers); again for more."),
     ] = None,
     form: Annotated[Format, typer.Option("--format", "-f", help="What to write.")] = Format.table,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for it instead of standard output.")] = None,

@@ -133,7 +133,7 @@ def _export_dynamic(
     size = batch_size(leaves)
     if size is None:
         return None, "no input has a batch dimension"
-    # torch.export takes a size of 1 for a constant: capture such a batch at 2.
+    # torch.export takes sizes of 0 and 1 for constants: capture such a batch at 2.
     wide = [_widened_batch(t, size) for t in leaves]
     shapes: Any = ShapesCollection()
     for t in wide:
@@ -153,7 +153,7 @@ def _export_dynamic(
 def _widened_batch(leaf: Any, size: int) -> Any:
     if not _in_batch(leaf, size):
         return leaf
-    return torch.cat([leaf, leaf]) if size == 1 else leaf.clone()
+    return leaf.new_zeros(2, *leaf.shape[1:]) if size == 0 else torch.cat([leaf, leaf]) if size == 1 else leaf.clone()
 
 
 @contextmanager
@@ -189,6 +189,10 @@ _ADVICE = (
         r"data-dependent|GuardOnDataDependent|UserError.*control flow|u\d+",
         "the path through forward depends on values of the input: replace the `if`/`.item()`/"
         "boolean indexing at this line by torch.where, a mask, or torch.cond",
+    ),
+    (
+        r"constant's list|\.data\b|numpy",
+        "forward leaves torch or goes around it (.data, .numpy()): use tensor operators, and torch.no_grad() to write",
     ),
     (r"unsupported operator|no fake impl|meta kernel|fake", "register a fake implementation for the custom operator"),
 )

@@ -99,6 +99,8 @@ def _no_rule(place: Place, rule_set: str) -> Finding:
     reason = f"the rule set '{rule_set}' has no rule for {place.op}"
     if "dropout" in place.op:
         return Finding(NO_RULE, place, reason, "drop only in training: F.dropout(x, p, self.training)")
+    if place.op in ("cond", "while_loop", "scan", "map"):
+        return Finding(NO_RULE, place, reason, "compute both ways and choose with torch.where")
     if not place.op.startswith("aten."):
         return Finding(NO_RULE, place, reason, f'give your operator a rule: @omenn_fx.rule("{place.op}", content=...)')
     held = f'roles={{"{place.node}": "coefficient"}}'
@@ -113,7 +115,8 @@ _SQUASHES = {
     aten._log_softmax.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.log_sigmoid.default,
 }  # fmt: skip
 _DETACHES = {aten.detach.default, aten.detach_.default}
-_SHIFTS = {aten.sub.Tensor, aten.div.Tensor, aten.mul.Tensor, aten.add.Tensor, aten.batch_norm.default}
+_SHIFTS = {aten.sub.Tensor, aten.sub.Scalar, aten.add.Tensor, aten.add.Scalar, aten.batch_norm.default}
+_SCALES = {aten.div.Tensor, aten.div.Scalar, aten.mul.Tensor, aten.mul.Scalar}
 
 
 def warnings(captured: Captured, tagged: Tagged) -> list[Finding]:
@@ -184,17 +187,24 @@ def _detached(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
 
 
 def _normalises(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
+    """A shift of the input by constants, behind scalings by constants (which change no C_w * X)."""
     for name, source in tagged.sources.items():
-        if source.op != "placeholder":
-            continue  # an embedding
-        readers = [u for u in source.users if u.target in _SHIFTS and _by_constants(u, source, tagged)]
-        if readers and len(readers) == len([u for u in source.users if isinstance(value_of(u), torch.Tensor)]):
-            reason = f"C is that of the raw '{name}': a value that is 0 before {readers[0].target} has no part by C_w"
-            fix = "nothing, if that is meant; else normalise before the model, so that C is that of normalised values"
-            yield Finding(NORMALISES, place_of(readers[0]), reason, fix)
+        node = source
+        while source.op == "placeholder":  # an embedding is what it is
+            readers = [u for u in node.users if isinstance(value_of(u), torch.Tensor)]
+            if len(readers) != 1 or not _by_constants(readers[0], node, tagged):
+                break
+            node = readers[0]
+            if node.target in _SHIFTS:
+                reason = f"C is that of the raw '{name}': a value that is 0 before {node.target} has no part by C_w"
+                fix = "nothing, if that is meant; else normalise before the model, so that C is that of its input"
+                yield Finding(NORMALISES, place_of(node), reason, fix)
+                break
+            if node.target not in _SCALES:
+                break
 
 
-def _by_constants(node: fx.Node, source: fx.Node, tagged: Tagged) -> bool:
-    others = [n for n in node.all_input_nodes if n is not source]
-    first = next((v for v in bind(node).values() if isinstance(v, fx.Node)), None)
-    return first is source and bool(others) and all(tagged.role[n].value == "constant" for n in others)
+def _by_constants(node: fx.Node, content: fx.Node, tagged: Tagged) -> bool:
+    """Whether an operator reads the content once, as its first operand, and constants beside it."""
+    operands = [v for v in bind(node).values() if isinstance(v, fx.Node)]
+    return operands[:1] == [content] and all(tagged.role[n].value == "constant" for n in operands[1:])

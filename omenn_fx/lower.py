@@ -79,25 +79,26 @@ class Traced(fx.Proxy):
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        return tuple(self._size(d, s) for d, s in enumerate(self._fake.shape))
+        return tuple(self._size(d, s) for d, s in enumerate(self.fake.shape))
 
     @property
     def ndim(self) -> int:
-        return self._fake.ndim
+        return self.fake.ndim
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._fake.dtype
+        return self.fake.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._fake.device
+        return self.fake.device
 
     def __len__(self) -> int:
-        return len(self._fake)
+        return len(self.fake)
 
     @property
-    def _fake(self) -> Any:
+    def fake(self) -> Any:
+        """Shape and dtype, without data."""
         return _fake(self.node, self.tracer.fake_mode)
 
     def _size(self, dim: int, size: Any) -> Any:

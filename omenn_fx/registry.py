@@ -80,6 +80,8 @@ class Bias:
         """Infinite constants (masks) hold nothing: whatever reads them has weight 0 there."""
         if isinstance(self.value, (int, float)):
             return self if math.isfinite(self.value) else Bias(0.0)
+        if isinstance(getattr(self.value, "fake", None), torch.SymFloat):  # a number taken out of a tensor
+            return self
         return Bias(torch.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0), self.dim)
 
     def mass(self, g: Tensor, shape: Shape) -> Mass:

@@ -290,10 +290,13 @@ class _Tagger:
         )
 
 
+_NUMBERS = {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}
+
+
 def _is_value(node: fx.Node) -> bool:
-    """Tensors, and tuples of tensors: a size read from a tensor is no value of it."""
+    """Tensors, tuples of tensors, and numbers taken out of a tensor: a size read from one is no value of it."""
     value = value_of(node)
-    return isinstance(value, (torch.Tensor, tuple, list))
+    return isinstance(value, (torch.Tensor, tuple, list, torch.SymFloat)) or node.target in _NUMBERS
 
 
 def _is_floating(node: fx.Node) -> bool:

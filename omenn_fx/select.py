@@ -9,7 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from omenn_fx.batch import hint
+from omenn_fx.batch import hint, known
 from omenn_fx.capture import Captured
 from omenn_fx.errors import InputError, NoContentError, OutputError
 from omenn_fx.registry import RuleSet
@@ -99,6 +99,11 @@ def select_output(captured: Captured, output: Output) -> fx.Node:
         raise OutputError(f"the explained output '{picked.name}' holds {value.dtype}: explain the logits it comes from")
     if captured.batch is None:
         return picked
+    if value.ndim and not known(value.shape[:1]):
+        raise OutputError(
+            f"the number of rows of the explained output '{picked.name}' depends on data, not on the batch: mask "
+            "values with torch.where instead of leaving rows out"
+        )
     if value.ndim == 0 or hint(value.shape[0]) != hint(captured.batch):
         raise OutputError(
             f"the explained output '{picked.name}' of shape {tuple(map(hint, value.shape))} has no batch dimension: "

@@ -1,0 +1,81 @@
+"""Soundness: what `check` says without data is what `transform` and `validate` do with it, in both directions."""
+
+import contextlib
+
+import pytest
+import torch
+from traps import TRAPS
+
+import omenn_fx
+from omenn_fx.check_report import Verdict
+from omenn_fx.findings import PROBLEMS, WARNINGS
+
+SUPPORTED = [t for t in TRAPS if t.supported]
+REFUSED = [t for t in TRAPS if not t.supported]
+
+
+def checked(trap):
+    return omenn_fx.check(trap.build(), trap.make(), **trap.options)
+
+
+def test_there_are_enough_traps():
+    assert len(TRAPS) >= 60
+    assert len({t.name for t in TRAPS}) == len(TRAPS)
+    met = {t.code for t in TRAPS}
+    assert {k.code for k in (*PROBLEMS, *WARNINGS)} - met <= {"OMENN009"}
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda t: t.name)
+def test_what_check_says(trap):
+    report = checked(trap)
+    findings = [*report.problems, *report.warnings]
+    assert report.supported == trap.supported, str(report)
+    assert [f.kind.code for f in report.problems if not f.kind.code.startswith("OMENN0")] == []
+    said = [f for f in findings if f.kind.code.startswith(trap.code) and trap.says in str(f)] if trap.code else []
+    assert said if trap.code else not findings, str(report)
+    for finding in findings:
+        assert finding.reason
+        assert finding.fix
+    part, verdict = trap.verdict
+    if part:
+        assert verdict in [n.verdict.value for n in report.nodes if part in f"{n.op} {n.name}"], str(report.nodes)
+
+
+@pytest.mark.parametrize("trap", SUPPORTED, ids=lambda t: t.name)
+def test_supported_transforms_and_validates(trap):
+    model, args = trap.build(), trap.make()
+    report = omenn_fx.transform(model, args, **trap.options).validate(*args)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("trap", REFUSED, ids=lambda t: t.name)
+def test_refused_raises_the_same(trap):
+    report = checked(trap)
+    with pytest.raises((omenn_fx.OmennError, ValueError)) as caught:
+        omenn_fx.transform(trap.build(), trap.make(), **trap.options)
+    with contextlib.suppress(AttributeError):
+        assert len(caught.value.places or (0,)) == len(report.problems)
+    assert report.problems[0].reason.splitlines()[0][:60] in str(caught.value) or "has no rule" in str(caught.value)
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda t: t.name)
+def test_same_verdict_without_weights(trap):
+    """On the meta device: the same problems, and the same verdict of every node."""
+    own = checked(trap)
+    if own.problems and own.problems[0].kind.code in ("OMENN001", "OMENN003"):
+        return  # the tensor that is meant is another one there
+    meta = omenn_fx.check(trap.build().to("meta"), trap.make(), **trap.options)
+    assert [(p.kind, p.place.op) for p in meta.problems] == [(p.kind, p.place.op) for p in own.problems]
+    live = [[(n.op, n.verdict) for n in r.nodes if n.verdict is not Verdict.CONSTANT] for r in (meta, own)]
+    assert live[0] == live[1]
+
+
+def test_same_findings_twice():
+    """Checking changes nothing: neither the model nor the random state."""
+    trap = next(t for t in TRAPS if t.name == "buffer updated in eval")
+    model, args = trap.build(), trap.make()
+    before = torch.get_rng_state()
+    first, second = (omenn_fx.check(model, args) for _ in range(2))
+    assert str(first) == str(second)
+    assert model.count.abs().max() == 0
+    assert torch.equal(before, torch.get_rng_state())
