@@ -365,3 +365,70 @@ def test_torchvision_loads_without_its_compiled_operators():
     code = "from omenn_fx.sources import load; print(type(load('torchvision:squeezenet1_1').model).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "SqueezeNet", done.stderr
+
+
+# check and validate --------------------------------------------------------------------------------------------------
+
+
+def test_check_supported(folder):
+    text = run("check", "net.py:tiny", "--input", "1,3,32,32").output
+    assert "Sequential: supported" in text
+    assert "conv2d 1" in text
+
+
+def test_check_not_supported(folder):
+    text = run("check", "net.py:unsupported", "--input", "1,3,8,8", code=1).output
+    assert "not supported" in text
+    assert "OMENN006" in text
+    assert "net.py:" in text
+
+
+def test_check_strict(folder):
+    (folder / "soft.py").write_text(
+        "from torch import nn\n\ndef soft():\n    return nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1))\n"
+    )
+    assert "OMENN101" in run("check", "soft.py:soft", "--input", "2,4").output
+    run("check", "soft.py:soft", "--input", "2,4", "--strict", code=1)
+    assert "OMENN101" not in run("check", "soft.py:soft", "--input", "2,4", "--output", "linear", "--strict").output
+
+
+@pytest.mark.parametrize(
+    ("form", "part"), [("json", '"supported": true'), ("sarif", '"version": "2.1.0"'), ("svg", "<svg")]
+)
+def test_check_formats(folder, form, part):
+    run("check", "net.py:tiny", "--format", form, "--out", f"report.{form}")
+    assert part in (folder / f"report.{form}").read_text()
+    assert part in run("check", "net.py:tiny", "--format", form).output
+
+
+def test_check_that_cannot_run(folder):
+    run("check", "net.py:nothing", code=2)
+    run("check", "net.py:tiny", "--input", "1,x", code=2)
+
+
+def test_validate(folder):
+    for more in ((), ("--double",)):
+        text = run(
+            "validate", "net.py:tiny", "--image", "a.png", "--image", "b.jpg", "--size", "32", "--resize", "32", *more
+        ).output
+        assert text.startswith("valid:")
+        assert ("float64" if more else "float32") in text
+    run(
+        "validate",
+        "net.py:tiny",
+        "-i",
+        "a.png",
+        "--size",
+        "32",
+        "--resize",
+        "32",
+        "--plot",
+        "e.png",
+        "-f",
+        "json",
+        "-o",
+        "v.json",
+    )
+    assert (folder / "e.png").exists()
+    assert '"ok": true' in (folder / "v.json").read_text()
+    run("validate", "net.py:unsupported", "--image", "a.png", code=2)

@@ -33,3 +33,18 @@ def test_the_guide_to_rules_runs():
     explainer, explanation = session["explainer"], session["explanation"]
     assert explanation.completeness_error.max() < 1e-6
     assert [d.policy for d in explainer.decisions] == ["split"]
+
+
+def test_the_guide_to_checks_runs():
+    path = ROOT / "docs" / "check.md"
+    session = run_blocks(path, path.read_text(encoding="utf-8"), 2)
+    assert [w.kind.code for w in session["report"].warnings] == ["OMENN101"]
+    assert session["result"].ok
+
+
+def test_the_guide_lists_every_finding():
+    from omenn_fx.findings import PROBLEMS, WARNINGS
+
+    text = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
+    for kind in (*PROBLEMS, *WARNINGS):
+        assert kind.code == "OMENN009" or f"| {kind.code} | {kind.title} |" in text
