@@ -48,6 +48,13 @@ def task(name: str, send: Callable[[str, Any], None]) -> None:
     send("processor_seconds", round(used.ru_utime + used.ru_stime, 1))
 
 
+def task_of_check(name: str, send: Callable[[str, Any], None]) -> None:
+    """What `check` says of one model, in its own process."""
+    from zoo.soundness import checked
+
+    send("check", checked(name))
+
+
 def record_of(outcome: pool.Outcome) -> dict[str, Any]:
     """The line of the result file; a dtype that sent nothing failed for the reason that ended the process."""
     lost = {"status": "failed", "reasons": [outcome.ended or "sent no result"]}
@@ -122,6 +129,12 @@ def available(names: Iterable[str], console: Console) -> list[str]:
     return [n for n in names if n.partition("/")[0] not in absent]
 
 
+def sound(record: dict[str, Any]) -> bool:
+    """Whether `check` says what `transform` and the invariants do, and the same without weights."""
+    said = record["check"]
+    return said["supported"] == (record["float64"]["status"] == "passed") and said.get("same_on_meta") is True
+
+
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +191,9 @@ def main(
     memory: Annotated[float, typer.Option(help="GiB for one model; a very large one has that of all workers")] = 10,
     out: Path = RESULTS / "coverage.json",
     limit: Annotated[int | None, typer.Option(help="run at most so many models")] = None,
+    checks: Annotated[
+        bool, typer.Option("--checks", help="what omenn_fx.check says, added to finished models")
+    ] = False,
     again: Annotated[bool, typer.Option("--again", help="also what the result file has")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="what the result file has as failed, again")] = False,
     only_show: Annotated[bool, typer.Option("--show", help="run nothing")] = False,
@@ -191,6 +207,9 @@ def main(
     done = {
         n for n, r in results.items() if not (failed and "failed" in (r["float64"]["status"], r["float32"]["status"]))
     }
+    if checks:
+        names = [n for n in names if n in results]
+        done = {n for n in names if "check" in results[n]}
     queue = [] if only_show else available((n for n in names if again or n not in done), console)[:limit]
     columns = (
         BarColumn(),
@@ -202,7 +221,15 @@ def main(
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("", total=len(queue))
-            for outcome in pool.run(task, queue, workers, timeout, memory, alone=lambda n: size(n) > LARGE):
+            for outcome in pool.run(
+                task_of_check if checks else task, queue, workers, timeout, memory, alone=lambda n: size(n) > LARGE
+            ):
+                if checks:
+                    said = outcome.sent.get("check", {"supported": None, "problems": [outcome.ended]})
+                    latest = read(out)
+                    write(out, latest | {outcome.name: latest[outcome.name] | {"check": said}})
+                    progress.update(bar, advance=1, description=f"{outcome.name}: {said['supported']}")
+                    continue
                 record = record_of(outcome)
                 write(out, read(out) | {outcome.name: record})  # read anew: another run may have added models
                 states = ", ".join(f"{d} {record[d]['status']}" for d in DTYPES)
@@ -211,6 +238,9 @@ def main(
     except KeyboardInterrupt:
         console.print(f"stopped; {out.name} has every model that was finished, the same command goes on from there")
         stopped = True
+    unsound = [n for n in names if "check" in (r := read(out).get(n, {})) and not sound(r)]
+    for name in unsound:
+        console.print(f"[red]check is not sound[/] for {name}: {read(out)[name]['check']}", highlight=False)
     chosen = set(names)
     show({n: r for n, r in read(out).items() if n in chosen}, console)
     raise typer.Exit(130 if stopped else 0)

@@ -59,16 +59,20 @@ def missing(group: str) -> list[str]:
     return [library for library in GROUPS[group][1] if importlib.util.find_spec(library) is None]
 
 
-def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Example:
-    """(model in eval mode, args, kwargs), the same numbers at every call and in every dtype."""
+def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, calibrated: bool = True) -> Example:
+    """(model in eval mode, args, kwargs), the same numbers at every call and in every dtype.
+
+    `calibrated`: random norm statistics and biases, fitted to the activations; not needed where only shapes are.
+    """
     group, _, model_name = name.partition("/")
     builder: Builder = importlib.import_module(f".{GROUPS[group][0]}", __name__).build
     torch.backends.mha.set_fastpath_enabled(True)  # a model may turn it off
     torch.manual_seed(seed)
     model, args, kwargs = builder(model_name)
     model.eval().requires_grad_(False)
-    randomise(model, seed)
-    calibrate(model, args, kwargs, seed)
+    if calibrated:
+        randomise(model, seed)
+        calibrate(model, args, kwargs, seed)
     args, kwargs = pytree.tree_map(lambda leaf: _cast(leaf, dtype), (args, kwargs))
     return model.to(dtype), args, kwargs
 
