@@ -4,6 +4,7 @@
     python benchmarks/coverage.py --group plain --group huggingface
     python benchmarks/coverage.py --model timm/resnet18 --again
     python benchmarks/coverage.py --timm-below 30 --out benchmarks/results/timm.json   # beyond the census
+    python benchmarks/coverage.py --checks                              # what `check` says of the finished ones
     python benchmarks/coverage.py --show                                # the table of the result file alone
 
 Each model runs in a process of its own, in float64 and in float32; the result file is written after every model.
@@ -64,6 +65,11 @@ def record_of(outcome: pool.Outcome) -> dict[str, Any]:
         **{key: outcome.sent.get(key) for key in ("processor_seconds", "peak_gib", "export_seconds")},
         **dtypes,
     }
+
+
+def checked_record(record: dict[str, Any], outcome: pool.Outcome) -> dict[str, Any]:
+    """The line of the result file with what `check` said."""
+    return record | {"check": outcome.sent.get("check", {"supported": None, "problems": [outcome.ended]})}
 
 
 # The result file ---------------------------------------------------------------------------------------------------
@@ -221,17 +227,11 @@ def main(
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("", total=len(queue))
-            for outcome in pool.run(
-                task_of_check if checks else task, queue, workers, timeout, memory, alone=lambda n: size(n) > LARGE
-            ):
-                if checks:
-                    said = outcome.sent.get("check", {"supported": None, "problems": [outcome.ended]})
-                    latest = read(out)
-                    write(out, latest | {outcome.name: latest[outcome.name] | {"check": said}})
-                    progress.update(bar, advance=1, description=f"{outcome.name}: {said['supported']}")
-                    continue
-                record = record_of(outcome)
-                write(out, read(out) | {outcome.name: record})  # read anew: another run may have added models
+            work = task_of_check if checks else task
+            for outcome in pool.run(work, queue, workers, timeout, memory, alone=lambda n: size(n) > LARGE):
+                latest = read(out)  # read anew: another run may have added models
+                record = checked_record(latest[outcome.name], outcome) if checks else record_of(outcome)
+                write(out, latest | {outcome.name: record})
                 states = ", ".join(f"{d} {record[d]['status']}" for d in DTYPES)
                 progress.update(bar, advance=1, description=f"{outcome.name}: {states}")
         stopped = False
