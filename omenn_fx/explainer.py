@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Mapping
@@ -269,7 +270,13 @@ class Explainer(nn.Module):
         return value if self.request.batched else value[None]
 
     def validate(
-        self, *args: Any, target: Target = None, tolerance: float | None = None, seed: int = 0, **kwargs: Any
+        self,
+        *args: Any,
+        target: Target = None,
+        tolerance: float | None = None,
+        double: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
     ) -> ValidationReport:
         """The invariants of the method on these inputs, measured at every node.
 
@@ -281,12 +288,21 @@ class Explainer(nn.Module):
             target: as of a call.
             tolerance: the largest relative error of all invariants. Default: by dtype, about 1e-10 in float64 and 1e-5
                 in float32.
+            double: also explain a copy of the model in float64, and report how far outputs and C are from it.
             seed: of the random vectors that W is tried with, and of what the model draws itself.
 
         Raises:
             NodeError: a rule raises at a node.
         """
-        return validate(self, args, kwargs, target=target, tolerance=tolerance, seed=seed)
+        return validate(self, args, kwargs, target=target, tolerance=tolerance, double=double, seed=seed)
+
+    def in_float64(self) -> Explainer:
+        """An explainer of a copy of the model in float64. Raises OmennError for an exported program."""
+        if self.model is None:
+            raise OmennError("an exported program keeps its dtype; transform the model itself to compare with float64")
+        twin = Explainer(copy.deepcopy(self.model).double(), bias=self.bias)
+        twin.request = self.request
+        return twin
 
     @torch.no_grad()
     def reference(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 
 from omenn_fx import invariants
 from omenn_fx.capture import place_of
 from omenn_fx.carry import POLICIES
 from omenn_fx.errors import OmennError
+from omenn_fx.explanation import Explanation
 from omenn_fx.registry import Affine, Call
 from omenn_fx.roles import Tagged, producer
 from omenn_fx.twin import Twin
@@ -83,6 +85,7 @@ def validate(
     *,
     target: Any = None,
     tolerance: float | None = None,
+    double: bool = False,
     seed: int = 0,
 ) -> ValidationReport:
     """See `Explainer.validate`."""
@@ -91,6 +94,7 @@ def validate(
         explanation = explainer(*args, target=target, **kwargs)
         torch.manual_seed(seed)
         wanted = explainer.reference(*args, **kwargs)
+    apart = _against_float64(explainer, explanation, args, kwargs) if double else None
     program, leaves = explainer.program_for(args, kwargs)
     dtype = explanation.outputs.dtype
     limits = dict(TOLERANCES.get(dtype, TOLERANCES[torch.float32]))
@@ -106,6 +110,7 @@ def validate(
     }
     if not all(bool(torch.isfinite(i.C).all()) for i in explanation.inputs.values()):
         whole["completeness"] = torch.inf
+    del explanation, carried  # the walk needs the memory
     policy = POLICIES[explainer.bias] or POLICIES["carrier"]
     assert policy is not None
     nodes: list[NodeErrors] = []
@@ -122,7 +127,22 @@ def validate(
         nodes.append(NodeErrors(node.name, place, **{k: _worse(e) for k, e in errors.items()}))
 
     Walk(program.captured.module, program.tagged, measure).run(*leaves, enable_io_processing=False)
-    return ValidationReport(nodes, whole, limits, str(dtype).removeprefix("torch."))
+    return ValidationReport(nodes, whole, limits, str(dtype).removeprefix("torch."), apart)
+
+
+def _against_float64(explainer: Explainer, explanation: Explanation, args: Any, kwargs: Any) -> dict[str, float]:
+    """How far outputs and C are from those of the same model in float64, relative to the largest of them."""
+    args, kwargs = pytree.tree_map(lambda v: v.double() if _floats(v) else v, (args, kwargs))
+    exact = explainer.in_float64()(*args, target=explanation.target, **kwargs)
+    pairs = [(i.C, exact.inputs[name].C) for name, i in explanation.inputs.items()]
+    return {
+        "outputs": _relative(explanation.outputs.double(), exact.outputs),
+        "C": max(_relative(own.double(), other) for own, other in pairs),
+    }
+
+
+def _floats(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def _worse(error: Tensor) -> float:

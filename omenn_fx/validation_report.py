@@ -57,12 +57,15 @@ class ValidationReport:
         whole: forward, completeness and mass of the whole explanation.
         tolerances: invariant -> the largest error that holds.
         dtype: of the outputs.
+        against_float64: how far "outputs" and "C" are from the model's in float64, relative to the largest; None where
+            that was not asked for.
     """
 
     nodes: list[NodeErrors]
     whole: dict[str, float]
     tolerances: dict[str, float]
     dtype: str
+    against_float64: dict[str, float] | None = None
 
     @property
     def ok(self) -> bool:
@@ -104,6 +107,10 @@ class ValidationReport:
             where = f"{worst.place.op} '{worst.name}' {worst.place.module}" if worst is not None and error else ""
             style = "" if error <= self.tolerances[name] else "bold red"
             table.add_row(meaning, Text(f"{error:.1e}", style=style), f"{self.tolerances[name]:.0e}", where)
+        apart = self.against_float64
+        if apart is not None:
+            differ = f"{apart['outputs']:.1e}, C by {apart['C']:.1e}"
+            head.append(f"; in float64 the outputs differ by {differ} of the largest")
         lines = [Text.assemble(("failed: ", "bold red"), f) for f in self.failures[:20]]
         more = len(self.failures) - 20
         return Group(head, table, *lines, *([Text(f"and {more} more")] if more > 0 else []))
@@ -142,7 +149,12 @@ class ValidationReport:
             for n in self.nodes
         ]
         whole = {name: _number(error) for name, error in self.whole.items()}
-        head = {"tool": {"name": "omenn-fx", "version": __version__}, "ok": self.ok, "dtype": self.dtype}
+        head: dict[str, Any] = {
+            "tool": {"name": "omenn-fx", "version": __version__},
+            "ok": self.ok,
+            "dtype": self.dtype,
+        }
+        head["against_float64"] = self.against_float64
         rest = {"tolerances": self.tolerances, "whole": whole, "failures": self.failures, "nodes": nodes}
         return json.dumps(head | rest, indent=1)
 

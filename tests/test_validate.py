@@ -60,6 +60,16 @@ def test_a_rule_that_raises_names_the_node():
         explainer.validate(X)
 
 
+def test_against_float64():
+    report = omenn_fx.transform(network()).validate(X, target=1, double=True)
+    assert 0 < report.against_float64["C"] < 1e-4
+    assert 0 <= report.against_float64["outputs"] < 1e-5
+    assert "in float64 the outputs differ" in str(report)
+    assert omenn_fx.transform(network().double()).validate(X.double(), double=True).against_float64["C"] == 0
+    with pytest.raises(omenn_fx.OmennError, match="keeps its dtype"):
+        omenn_fx.transform(torch.export.export(network(), (X,))).validate(X, double=True)
+
+
 def test_own_tolerance():
     explainer = omenn_fx.transform(network())
     assert not explainer.validate(X, tolerance=1e-12).ok
