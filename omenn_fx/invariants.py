@@ -44,7 +44,8 @@ class ShapeError(AssertionError):
 
 def random_like(value: Tensor, generator: torch.Generator) -> Tensor:
     """Normal values of a tensor's shape and dtype, the same numbers in every dtype."""
-    normal = torch.randn(tuple(value.shape), generator=generator, dtype=torch.float64)
+    wide = torch.complex128 if value.dtype.is_complex else torch.float64
+    normal = torch.randn(tuple(value.shape), generator=generator, dtype=wide)
     return normal.to(device=value.device, dtype=value.dtype)
 
 
@@ -58,7 +59,7 @@ def finite(value: Tensor) -> Tensor:
 
 def node(call: Call, form: Affine) -> Tensor:
     """2. W h + b == h (dynamic linearity), where h is finite."""
-    rebuilt, size = torch.zeros_like(call.out), torch.zeros_like(call.out)
+    rebuilt, size = torch.zeros_like(call.out), torch.zeros_like(torch.abs(call.out))
     for slot, linear in form.terms.items():
         h = finite(call.at(slot))
         rebuilt = rebuilt + _shaped(linear.apply(h), call.out, f"W h of {slot.name}")
@@ -67,14 +68,13 @@ def node(call: Call, form: Affine) -> Tensor:
         b = form.bias.dense(call.out)
         rebuilt, size = rebuilt + b, size + b.abs()
     here = torch.isfinite(call.out)
-    zero = torch.zeros_like(call.out)
-    rebuilt, out, size = (torch.where(here, t, zero) for t in (rebuilt, call.out, size))
+    rebuilt, out, size = (torch.where(here, t, torch.zeros_like(t)) for t in (rebuilt, call.out, size))
     return elementwise(rebuilt, out, size)
 
 
 def linear(call: Call, form: Affine, generator: torch.Generator) -> Tensor:
     """3. W(a u + c v) == a W u + c W v at frozen coefficients."""
-    errors = [call.out.new_zeros(())]
+    errors = [torch.zeros((), dtype=torch.float64, device=call.out.device)]
     for slot, term in form.terms.items():
         u, v = (random_like(call.at(slot), generator) for _ in range(2))
         wu, wv = term.apply(u), term.apply(v)
@@ -85,7 +85,7 @@ def linear(call: Call, form: Affine, generator: torch.Generator) -> Tensor:
 
 def transpose(call: Call, form: Affine, generator: torch.Generator) -> Tensor:
     """4. <W u, v> == <u, W^T v> (the dot test)."""
-    errors = [call.out.new_zeros(())]
+    errors = [torch.zeros((), dtype=torch.float64, device=call.out.device)]
     for slot, term in form.terms.items():
         operand = call.at(slot)
         u, v = random_like(operand, generator), random_like(call.out, generator)
@@ -97,12 +97,13 @@ def transpose(call: Call, form: Affine, generator: torch.Generator) -> Tensor:
 
 def mass(call: Call, form: Affine, policy: Policy, generator: torch.Generator) -> Tensor:
     """6. A policy carries bias mass from a node to its content operands without gain or loss, in every form of it."""
-    errors = [call.out.new_zeros(())]
-    for before in masses(call.out, generator):
+    errors = [torch.zeros((), dtype=torch.float64, device=call.out.device)]
+    for before in masses(torch.abs(call.out), generator):
         dense = before.dense().double()
         total = torch.zeros_like(dense.sum())
         for slot, piece in policy(call, form, before).items():
-            total = total + _shaped(piece.dense(), call.at(slot), f"the mass of {slot.name}").double().sum()
+            held = _shaped(piece.dense(), torch.abs(call.at(slot)), f"the mass of {slot.name}")
+            total = total + held.double().sum()
         gap = (total - dense.sum()).abs()
         errors.append(torch.where(gap == 0, gap, gap / (dense.abs().sum() + 1e-30)))
     return torch.stack([e.double() for e in errors]).max()
@@ -114,7 +115,8 @@ def is_finite(call: Call, form: Affine, generator: torch.Generator) -> bool:
     for slot, term in form.terms.items():
         values += [term.apply(random_like(call.at(slot), generator)), term.transpose(random_like(call.out, generator))]
     if form.bias is not None:
-        values.append(form.bias.mass(random_like(call.out, generator), call.out.shape).dense())
+        beta = form.bias.mass(random_like(call.out, generator), call.out.shape, call.out.dtype.is_complex)
+        values.append(beta.dense())
     return all(bool(torch.isfinite(v).all()) for v in values)
 
 
@@ -163,10 +165,17 @@ def scaled(got: Tensor, want: Tensor, *terms: Tensor) -> Tensor:
 
 def dot(wu: Tensor, v: Tensor, u: Tensor, wv: Tensor) -> Tensor:
     """|<W u, v> - <u, W^T v>| relative to the terms of the two sums, added in float64."""
-    left, right = wu.double() * v.double(), u.double() * wv.double()
+    left, right = _products(wu, v), _products(u, wv)
     size = torch.maximum(left.abs().sum(), right.abs().sum())
     gap = (left.sum() - right.sum()).abs()
     return torch.where(gap == 0, gap, gap / size)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """The terms of <a, b>; of complex values those of Re <a, b>."""
+    if a.is_complex():
+        return torch.view_as_real(a.to(torch.complex128)) * torch.view_as_real(b.to(torch.complex128))
+    return a.double() * b.double()
 
 
 def _shaped(value: Tensor, like: Tensor, what: str) -> Tensor:

@@ -27,6 +27,8 @@ Tensor = torch.Tensor
 class Linear:
     """A linear map with frozen coefficients. Subclasses define the four methods."""
 
+    converts = False  # whether W itself takes the operand's dtype to the node's (real to complex)
+
     def apply(self, u: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -73,6 +75,14 @@ class Diagonal(Linear):
         return Diagonal(size, self.operand, self.result, self.carries)
 
 
+class ComplexDiagonal(Diagonal):
+    """W = diag(d) on complex values, d complex: W^T is the conjugate, for the inner product Re <u, v>."""
+
+    def transpose(self, g: Tensor) -> Tensor:
+        g = g * (self.d.conjugate() if isinstance(self.d, (int, float, complex)) else torch.conj_physical(self.d))
+        return sum_to(g, self.result, self.operand) if self.broadcast else g
+
+
 class Cast(Linear):
     """The identity between two dtypes."""
 
@@ -83,14 +93,18 @@ class Cast(Linear):
         return u.to(self.result)
 
     def transpose(self, g: Tensor) -> Tensor:
+        g = torch.real(g) if self.result.is_complex and not self.source.is_complex else g
         return g.to(self.source)
 
     def carry(self, mass: Mass) -> Mass:
+        if self.result.is_complex or self.source.is_complex:
+            return mass.moved(self.operand)  # mass is real
         parts = (p if isinstance(p, Even) else Even(p.dense(mass.shape)) for p in mass.parts)
         return Mass(tuple(Even(p.value.to(self.source), p.even) for p in parts), self.operand)
 
     def magnitude(self) -> Linear:
-        return self
+        complex_ = self.result.is_complex or self.source.is_complex
+        return Diagonal(None, self.operand, self.operand) if complex_ else self
 
 
 class Moves(Linear):

@@ -84,8 +84,10 @@ class Bias:
             return self
         return Bias(torch.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0), self.dim)
 
-    def mass(self, g: Tensor, shape: Shape) -> Mass:
-        """beta = g * b at the node's own positions."""
+    def mass(self, g: Tensor, shape: Shape, complex: bool = False) -> Mass:
+        """beta = g * b at the node's own positions; of complex values Re(conj(g) b)."""
+        if complex:
+            return Mass((Even(torch.real(torch.conj_physical(g) * self.value)),), shape)
         if self.dim is None:
             return Mass((Even(g * self.value),), shape)
         dim = self.dim % len(shape)
@@ -126,6 +128,7 @@ class Rule:
     dynamic: bool = False  # W or b depends on the content itself (an activation), not on other operands alone
     gate: bool = False  # the result is a gate or a statistic: in a product it is the coefficient
     passes_gate: bool = False  # the result is a gate if its operands are (views, casts, additions)
+    complex: bool = False  # also on complex values, where W^T is the conjugate transpose
     factory: bool = False  # fills a new tensor of the operand's shape: no value of the operand reaches it
     source: bool = False  # turns integer ids into content (embedding)
     accepts: Callable[[Mapping[str, Any]], bool] | None = None  # which calls have the form, where not all have
@@ -143,7 +146,8 @@ class Rule:
             form = Affine({call.content[0]: linear}, bias)
         for slot, linear in form.terms.items():
             operand = call.at(slot)
-            if operand.dtype != call.out.dtype:  # type promotion, autocast, and the casts themselves
+            converted = operand.dtype != call.out.dtype  # type promotion, autocast, and the casts themselves
+            if converted and not linear.converts:
                 cast = Cast(operand.shape, operand.dtype, call.out.dtype)
                 form = replace(form, terms={**form.terms, slot: Chain(linear, cast)})
         return form
@@ -206,6 +210,11 @@ class RuleSet:
         if rule.op in self.table:
             raise ValueError(f"the rule set '{self.name}' already has a rule for {rule.op}")
         self.table[rule.op] = rule
+
+    def admit_complex(self, *ops: Op) -> None:
+        """Operators whose rule holds on complex values too."""
+        for op in ops:
+            self.table[op] = replace(self.table[op], complex=True)
 
     def opaque(self, *ops: Op, **traits: Any) -> None:
         """Operators whose result depends on the input but is never a linear function of it (comparisons, argmax)."""

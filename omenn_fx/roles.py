@@ -160,7 +160,11 @@ class _Tagger:
     def _rule(self, call: fx.Node) -> Rule | None:
         """The rule of an operator, where it has the form of this very call."""
         rule = self.rules.get(call.target)
-        return None if rule is None or (rule.accepts is not None and not rule.accepts(bind(call))) else rule
+        if rule is None or (rule.accepts is not None and not rule.accepts(bind(call))):
+            return None
+        if not rule.complex and rule.form is not None and any(_is_complex(n) for n in (call, *call.all_input_nodes)):
+            return None
+        return rule
 
     def _match(self, overrides: Mapping[str, str]) -> dict[fx.Node, str]:
         forced: dict[fx.Node, str] = {}
@@ -301,4 +305,9 @@ def _is_value(node: fx.Node) -> bool:
 
 def _is_floating(node: fx.Node) -> bool:
     value = value_of(node)
-    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+    return isinstance(value, torch.Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex)
+
+
+def _is_complex(node: fx.Node) -> bool:
+    value = value_of(node)
+    return isinstance(value, torch.Tensor) and value.dtype.is_complex

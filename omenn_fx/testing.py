@@ -194,8 +194,8 @@ def content_of(rule: Rule, operands: Mapping[str, Any]) -> tuple[Slot, ...]:
     for name in rule.content:
         value = operands.get(name)
         if isinstance(value, (list, tuple)):
-            found += [Slot(name, i) for i, v in enumerate(value) if _floats(v)]
-        elif _floats(value):
+            found += [Slot(name, i) for i, v in enumerate(value) if _floats(v) or _complex(v)]
+        elif _floats(value) or _complex(value):
             found.append(Slot(name))
     return tuple(found)
 
@@ -234,6 +234,10 @@ def _with_gaps(value: Any) -> Any:
     return wide[..., 0].permute(order)
 
 
+def _complex(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_complex()
+
+
 def _floats(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -242,7 +246,10 @@ def _floats(value: Any) -> bool:
 
 
 class CallModule(nn.Module):
-    """A model of one call: its content operands are the inputs, the sum of the result is the output."""
+    """A model of one call: its content operands are the inputs, the sum of the result is the output.
+
+    Complex values come in, and are summed, as pairs of real ones.
+    """
 
     def __init__(self, call: Call):
         super().__init__()
@@ -251,19 +258,27 @@ class CallModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         operands = dict(self.call.operands)
-        for slot, value in zip(self.call.content, inputs, strict=True):
+        for slot, given in zip(self.call.content, inputs, strict=True):
+            value = torch.view_as_complex(given) if _complex(self.call.at(slot)) else given
             if slot.index is None:
                 operands[slot.name] = value
             else:
                 operands[slot.name] = list(operands[slot.name])
                 operands[slot.name][slot.index] = value
-        return self.call.replay(**operands).sum()
+        result = self.call.replay(**operands)
+        return (torch.view_as_real(torch.resolve_conj(result)) if _complex(result) else result).sum()
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The call's own content."""
+        values = (self.call.at(slot) for slot in self.call.content)
+        return tuple(torch.view_as_real(v.resolve_conj()) if _complex(v) else v for v in values)
 
 
 def _in_a_model(call: Call, rules: str | RuleSet) -> dict[str, float]:
     """Completeness through capture, roles and the explainer graph; nothing where the result is not finite."""
     if not torch.isfinite(call.out).all():
         return {}
-    inputs = tuple(call.at(slot) for slot in call.content)
-    explanation = transform(CallModule(call), inputs, rules=rules, batched=False)(*inputs)
+    module = CallModule(call)
+    inputs = module.inputs()
+    explanation = transform(module, inputs, rules=rules, batched=False)(*inputs)
     return {"completeness": float(explanation.completeness_error.max())}

@@ -109,7 +109,7 @@ class Twin:
                     g[operand] = term if operand not in g else g[operand] + term
             if form.bias is not None and shares:
                 with self.scope(node, "bias"):
-                    pulled.shares[node] = form.bias.mass(adjoint, call.out.shape)
+                    pulled.shares[node] = form.bias.mass(adjoint, call.out.shape, call.out.dtype.is_complex)
                 mass[node] = mass[node] + pulled.shares[node] if node in mass else pulled.shares[node]
             if policy is not None and node in mass:
                 with self.scope(node, "carry"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from omenn_fx.linear import Chain, Diagonal, Linear, Matrix, Moves, Reduction, Weighted
+from omenn_fx.linear import Chain, ComplexDiagonal, Diagonal, Linear, Matrix, Moves, Reduction, Weighted
 from omenn_fx.mass import Even, Mass, Shape, sum_to
 from omenn_fx.registry import Affine, Bias, Call, Slot, rule
 
@@ -70,7 +70,8 @@ def _factors(call: Call, left: str, right: str, scale: Any = 1) -> dict[Slot, Li
     terms: dict[Slot, Linear] = {}
     for slot in slots:
         other = call[right if slot.name == left else left]
-        terms[slot] = Diagonal(other if share == 1 else other * share, call.shape(slot), call.out.shape)
+        kind = ComplexDiagonal if call.out.dtype.is_complex else Diagonal
+        terms[slot] = kind(other if share == 1 else other * share, call.shape(slot), call.out.shape)
     return terms
 
 
@@ -88,7 +89,8 @@ def _mul(call: Call) -> Affine:
 )  # fmt: skip
 def _div(call: Call) -> Linear:
     """The divisor is always a coefficient."""
-    return Diagonal(1 / call["other"], call.shape(), call.out.shape)
+    kind = ComplexDiagonal if call.out.dtype.is_complex else Diagonal
+    return kind(1 / call["other"], call.shape(), call.out.shape)
 
 
 def _with_addend(call: Call, terms: dict[Slot, Linear], product: Callable[[], Any], factor: Any = 1) -> Affine:

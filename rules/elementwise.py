@@ -14,6 +14,7 @@ import torch
 
 from omenn_fx.linear import Chain, Diagonal, Linear
 from omenn_fx.registry import Bias, Call, rule
+from omenn_fx.rules.parts import modulus
 from omenn_fx.rules.structural import piece
 
 aten = torch.ops.aten
@@ -62,7 +63,13 @@ def ratio(*ops: Any) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]
 # Through the origin --------------------------------------------------------------------------------------------------
 
 ratio(aten.relu.default)(lambda call: torch.sign(call.out))
-ratio(aten.abs.default, aten.absolute.default)(lambda call: torch.sign(call.x))
+
+
+@rule(aten.abs.default, aten.absolute.default, dynamic=True)
+def _abs(call: Call) -> Linear:
+    return modulus(call) if call.x.dtype.is_complex else Diagonal(torch.sign(call.x), call.shape(), call.out.shape)
+
+
 ratio(aten.square.default)(lambda call: call.x)
 rule(aten.neg.default, aten.negative.default, passes_gate=True)(
     lambda call: Diagonal(-1.0, call.shape(), call.out.shape)

@@ -1,8 +1,9 @@
 """One table of operator calls that drives the tests of all rules.
 
 A line is an operator and its operands. Tensors are described, not made, so that every test can have them in its own
-dtype: `T(2, 3)` normal, `Z` zeros, `P` positive, `Unit` within (-1, 1), `N` not contiguous, `Ties` small integers,
-`Near` tiny values around 0, `Ids(n, ...)` indices below n, `Mask` booleans, `Hidden` 0 and -inf, `V` given values.
+dtype: `T(2, 3)` normal, `C` complex, `Z` zeros, `P` positive, `Unit` within (-1, 1), `N` not contiguous, `Ties` small
+integers, `Near` tiny values around 0, `Ids(n, ...)` indices below n, `Mask` booleans, `Hidden` 0 and
+-inf, `V` given values.
 The batch is dimension 0 of the content wherever `model` is left True: the same line then runs inside a module.
 """
 
@@ -54,6 +55,9 @@ class Spec:
                 return normal > 0
             case "hidden":
                 value = torch.zeros(self.shape, dtype=torch.float64).masked_fill(normal > 0.5, -INF)
+            case "complex":
+                value = torch.randn(self.shape, generator=generator, dtype=torch.complex128)
+                return value.to({torch.float64: torch.complex128}.get(dtype, torch.complex64))
             case "values":
                 value = torch.tensor(self.data)
                 return value.to(dtype) if value.is_floating_point() else value
@@ -64,8 +68,8 @@ def _kind(kind: str) -> Any:
     return lambda *shape: Spec(kind, shape)
 
 
-T, Z, P, Unit, Ties, Near, N, Mask, Hidden = map(
-    _kind, ("normal", "zeros", "positive", "unit", "ties", "near", "strided", "mask", "hidden")
+C, T, Z, P, Unit, Ties, Near, N, Mask, Hidden = map(
+    _kind, ("complex", "normal", "zeros", "positive", "unit", "ties", "near", "strided", "mask", "hidden")
 )
 
 
@@ -815,3 +819,40 @@ for _op, _gates in ((aten.gru.input, 3), (aten.rnn_tanh.input, 1), (aten.rnn_rel
         output=0,
         low=False,
     )
+
+# Spectra and complex values -------------------------------------------------------------------------------------------
+
+for _norm in (0, 1, 2):
+    s(aten._fft_c2c.default, C(2, 5, 4), [1, 2], _norm, True, low=False)
+    s(aten._fft_c2c.default, C(2, 4), [1], _norm, False, low=False)
+    s(aten._fft_r2c.default, T(2, 3, 6), [2], _norm, True, low=False)
+    s(aten._fft_r2c.default, T(2, 3, 5), [1, 2], _norm, True, low=False)
+    s(aten._fft_r2c.default, T(2, 3, 5), [1, 2], _norm, False, low=False)
+    s(aten._fft_c2r.default, C(2, 3, 4), [2], _norm, 6, low=False)
+    s(aten._fft_c2r.default, C(2, 3, 4), [1, 2], _norm, 7, low=False)
+    s(aten._fft_c2r.default, C(2, 1), [1], _norm, 1, low=False)
+s(aten.view_as_real.default, C(2, 3), low=False)
+s(aten.view_as_real.default, C(2, 1, 4), low=False)
+s(aten.view_as_complex.default, T(2, 3, 2), low=False)
+s(aten.view_as_complex.default, Z(2, 2), low=False)
+s(aten.complex.default, T(2, 3), T(2, 3), low=False)
+s(aten.complex.default, Z(2, 1), T(2, 1), low=False)
+s([aten._conj.default, aten.conj_physical.default, aten._conj_physical.default], C(2, 3), low=False)
+s([aten._conj.default, aten.conj_physical.default, aten._conj_physical.default], C(2, 0, 3), low=False)
+s(aten.mul.Tensor, C(2, 3), C(3), low=False)
+s(aten.mul.Tensor, T(2, 3), C(3), low=False)
+s(aten.add.Tensor, C(2, 3), C(1, 3), low=False)
+s(aten.sub.Tensor, C(2, 3), T(2, 3), low=False)
+s(aten.div.Tensor, C(2, 3), C(3), low=False)
+s(aten.neg.default, C(2, 3), low=False)
+s([aten.abs.default, aten.absolute.default], C(2, 3), low=False)
+s([aten.clone.default, aten.contiguous.default], C(2, 3), low=False)
+s(aten.reshape.default, C(2, 3, 2), [2, 6], low=False)
+s(aten.permute.default, C(2, 3, 2), [0, 2, 1], low=False)
+s(aten.slice.Tensor, C(2, 5), 1, 1, 4, 2, low=False)
+s(aten.select.int, C(2, 5), 1, 3, low=False)
+s(aten.cat.default, [C(2, 2), C(2, 3)], 1, low=False)
+s(aten.stack.default, [C(2, 2), C(2, 2)], 1, low=False)
+s(aten.sum.dim_IntList, C(2, 3, 4), [1], low=False)
+s(aten.mean.dim, C(2, 3, 4), [2], True, low=False)
+s(aten.expand.default, C(2, 1, 4), [2, 3, 4], low=False)
