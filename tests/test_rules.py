@@ -63,7 +63,8 @@ def assert_exact(rule: Rule, call: Call, tolerance: float) -> None:
 def test_every_operator_with_a_form_has_samples():
     sampled = {sample.op for sample in SAMPLES}
     named = {"transformers.grouped_mm_fallback.default"}  # of a library that may be absent: test_grouped_matrix
-    assert {str(rule.op) for rule in omenn if rule.form is not None and rule.op not in sampled} == named
+    ours = [rule for rule in omenn if str(rule.op).startswith(("aten.", "transformers."))]  # not those of other tests
+    assert {str(rule.op) for rule in ours if rule.form is not None and rule.op not in sampled} == named
     few = [name_of(op) for op in sampled if len(of(op)) < 2]
     assert few == [], "a plain case and an edge at least"
 
@@ -521,11 +522,13 @@ def test_in_a_model(group):
 
 
 def _changed(call: Call) -> Call:
-    """The same call at other content, of the same signs and masks."""
+    """The same call at other content, with the same masks."""
     operands, generator = dict(call.operands), torch.Generator().manual_seed(3)
     for slot in call.content:
         value = call.at(slot)
-        other = (0.2 + 0.5 * random_like(value, generator).abs()) * torch.where(value < 0, -1.0, 1.0).to(value.dtype)
+        other = 0.2 + 0.5 * random_like(value, generator).abs()
+        if (value < 0).any():
+            other = torch.where(random_like(value, generator) < 0, -other, other)
         other = torch.where(value.isfinite(), other, value)
         if slot.index is None:
             operands[slot.name] = other
