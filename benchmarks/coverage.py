@@ -215,7 +215,7 @@ def main(
     }
     if checks:
         names = [n for n in names if n in results]
-        done = {n for n in names if "check" in results[n]}
+        done = {n for n in names if "check" in results[n] and not (failed and not sound(results[n]))}
     queue = [] if only_show else available((n for n in names if again or n not in done), console)[:limit]
     columns = (
         BarColumn(),

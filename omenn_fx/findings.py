@@ -207,4 +207,10 @@ def _normalises(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
 def _by_constants(node: fx.Node, content: fx.Node, tagged: Tagged) -> bool:
     """Whether an operator reads the content once, as its first operand, and constants beside it."""
     operands = [v for v in bind(node).values() if isinstance(v, fx.Node)]
-    return operands[:1] == [content] and all(tagged.role[n].value == "constant" for n in operands[1:])
+    constants = operands[1:]
+    return operands[:1] == [content] and all(tagged.role[n].value == "constant" and _per_channel(n) for n in constants)
+
+
+def _per_channel(node: fx.Node) -> bool:
+    """A number, or one for each channel: not a table of positions."""
+    return sum(size != 1 for size in value_of(node).shape) <= 1

@@ -141,7 +141,7 @@ def _index_add(call: Call) -> Affine:
         "source",
         torch.ones_like(call.out),
         lambda u: torch.index_add(zeros(u, size), dim, index, u),
-        lambda g: torch.index_select(g, dim, index),
+        lambda g: aten.index_select.default(g, dim, index),
     )
     if alpha == 1:
         return form
@@ -202,7 +202,7 @@ def _select_scatter(call: Call) -> Affine:
         "src",
         torch.select_scatter(torch.ones_like(call.out), torch.zeros_like(call["src"]), *where),
         lambda u: torch.select_scatter(zeros(u, call.out.shape), u, *where),
-        lambda g: torch.select(g, *where),
+        lambda g: aten.select.int(g, *where),
     )
 
 
@@ -215,7 +215,7 @@ def _masked_scatter(call: Call) -> Affine:
     shape, size = call["source"].shape, call.out.shape
 
     def put(u: Tensor) -> Tensor:
-        return hit * torch.index_select(u.flatten(), 0, order).reshape(tuple(size))
+        return hit * aten.index_select.default(u.flatten(), 0, order).reshape(tuple(size))
 
     def take(g: Tensor) -> Tensor:
         flat = (g * hit).flatten()

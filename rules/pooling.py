@@ -302,7 +302,7 @@ class AdaptiveMaxPool(Linear):
             reads = self._reads(d)
             if reads != list(range(self.operand[self.first + d])):
                 index = torch.tensor(reads, device=self.like.device)
-                value = torch.index_select(value, self.first + d, index)
+                value = aten.index_select.default(value, self.first + d, index)
         return value
 
     def _gathered(self, value: Tensor) -> Tensor:
