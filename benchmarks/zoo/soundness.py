@@ -11,7 +11,7 @@ from omenn_fx.check_report import CheckReport, Verdict
 
 from . import build
 
-COPIES = ("aten.contiguous.default", "aten.clone.default")
+COPIES = tuple(f"aten.{op}.default" for op in ("contiguous", "clone", "view", "_unsafe_view", "reshape"))
 
 
 def checked(name: str) -> dict[str, Any]:
@@ -37,5 +37,5 @@ def checked(name: str) -> dict[str, Any]:
 
 
 def _live(report: CheckReport) -> list[tuple[str, Verdict]]:
-    """Operators and verdicts, less the copies that a model makes where a device gives another memory layout."""
+    """Operators and verdicts, less views and copies, which follow the memory layout that a device gives."""
     return [(n.op, n.verdict) for n in report.nodes if n.verdict is not Verdict.CONSTANT and n.op not in COPIES]
