@@ -169,6 +169,8 @@ def show(results: Results, console: Console) -> None:
         for dtype in DTYPES:
             if result[dtype]["status"] == "failed":
                 console.print(f"[red]{name}[/] {dtype}: {'; '.join(result[dtype]['reasons'])}", highlight=False)
+        if "check" in result and not sound(result):
+            console.print(f"[red]check is not sound[/] for {name}: {result['check']}", highlight=False)
 
 
 def _cells(rows: list[dict[str, Any]]) -> list[str]:
@@ -238,9 +240,6 @@ def main(
     except KeyboardInterrupt:
         console.print(f"stopped; {out.name} has every model that was finished, the same command goes on from there")
         stopped = True
-    unsound = [n for n in names if "check" in (r := read(out).get(n, {})) and not sound(r)]
-    for name in unsound:
-        console.print(f"[red]check is not sound[/] for {name}: {read(out)[name]['check']}", highlight=False)
     chosen = set(names)
     show({n: r for n, r in read(out).items() if n in chosen}, console)
     raise typer.Exit(130 if stopped else 0)

@@ -109,10 +109,9 @@ def layouts(tagged: Tagged) -> Layouts:
         for slot in tagged.slots[node]:
             at, before = found[slots[slot]], _hints(value_of(slots[slot]).shape)
             following = _next(call, at, before, shape, symbolic, size)
-            fixed = any(map(is_symbolic, value_of(slots[slot]).shape)) and not any(
-                symbolic
-            )  # a gather of constant rows
-            apart = following is None or (layout is not None and layout.dim != following.dim)  # rows times columns
+            # a gather of constant rows; rows times columns
+            fixed = any(map(is_symbolic, value_of(slots[slot]).shape)) and not any(symbolic)
+            apart = following is None or (layout is not None and layout.dim != following.dim)
             if apart or fixed or _contracts(call, slot.name, at.dim, len(before)):
                 raise MixedBatchError(place_of(node))
             layout = layout or following

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.capture import place_of
 from omenn_fx.check_report import CheckReport, NodeVerdict, Verdict
-from omenn_fx.errors import InputError, OmennError
+from omenn_fx.errors import InputError
 from omenn_fx.exporting import Source, load_source
 from omenn_fx.findings import problems, warnings
 from omenn_fx.plan import Plan, Request, make_plan
@@ -62,14 +62,7 @@ def check(
         args, kwargs = own_inputs(source)
     args, kwargs = _on_the_models_device(source, args, kwargs)
     request = Request(rule_set(rules), explain, output, dict(roles or {}), dynamic_batch, batched)
-    name = type(source).__name__
-    try:
-        plan = make_plan(source, args, kwargs, request)
-    except ValueError as error:  # an override that matches no node
-        if isinstance(error, OmennError):
-            raise
-        return CheckReport(name, request.rules.name, [], problems(InputError(str(error))), [])
-    return report(plan, name)
+    return report(make_plan(source, args, kwargs, request), type(source).__name__)
 
 
 def report(plan: Plan, name: str) -> CheckReport:
@@ -155,7 +148,7 @@ def own_inputs(source: nn.Module | ExportedProgram) -> tuple[tuple[Any, ...], di
 
 
 def _on_the_models_device(source: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """A model without weights takes inputs without values; one in half precision that tells its inputs takes those."""
+    """A model without weights takes inputs without values."""
     parameters = list(source.parameters()) if isinstance(source, nn.Module) else []
     if not parameters or any(p.device.type != "meta" for p in parameters):
         return args, kwargs

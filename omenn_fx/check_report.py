@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -149,10 +148,7 @@ class CheckReport:
 
     def to_sarif(self) -> str:
         """Problems, warnings and opaque biases as SARIF 2.1.0, for annotations on the user's own lines."""
-        opaque = {
-            "ruleId": "OMENN200",
-            "level": "note",
-        }
+        opaque = {"ruleId": "OMENN200", "level": "note"}
         results = [_result(f, "error") for f in self.problems] + [_result(f, "warning") for f in self.warnings]
         for node in self.nodes:
             if node.verdict is Verdict.OPAQUE:
@@ -214,18 +210,3 @@ def _locations(file: str, line: int, name: str) -> list[dict[str, Any]]:
         uri = path.relative_to(here).as_posix() if inside else path.as_uri() if path.is_absolute() else path.as_posix()
         location["physicalLocation"] = {"artifactLocation": {"uri": uri}, "region": {"startLine": max(line, 1)}}
     return [location]
-
-
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """What to show for several nodes at once: the one that matters most."""
-    order = [
-        Verdict.UNSUPPORTED,
-        Verdict.OPAQUE,
-        Verdict.POLICY,
-        Verdict.SOURCE,
-        Verdict.DYNAMIC,
-        Verdict.AFFINE,
-        Verdict.COEFFICIENT,
-        Verdict.CONSTANT,
-    ]
-    return min(verdicts, key=order.index)

@@ -93,11 +93,13 @@ def validate(
     try:
         loaded = _loaded(model, errors, weights, pretrained, Sizes(size, resize))
         x = torch.cat([loaded.preprocess(open_image(file)) for file in image]).to(loaded.dtype)
-        if double and isinstance(loaded.model, ExportedProgram):
-            raise sources.SourceError("an exported program keeps its dtype: leave --double out")
-        net: Any = loaded.model.double() if double and not isinstance(loaded.model, ExportedProgram) else loaded.model
+        if double:
+            if isinstance(loaded.model, ExportedProgram):
+                raise sources.SourceError("an exported program keeps its dtype: leave --double out")
+            loaded.model.double()
+            x = x.double()
         with errors.status("capturing, explaining and measuring"):
-            report = omenn_fx.transform(net).validate(x.double() if double else x)
+            report = omenn_fx.transform(loaded.model).validate(x)
     except OmennError as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(COULD_NOT_RUN) from None

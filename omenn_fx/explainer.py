@@ -181,8 +181,9 @@ class Explainer(nn.Module):
         assert plan.layout is not None
         module = explainer_graph(plan.tagged, plan.layout, POLICIES[self.bias])
         halves = split(module)
-        fixed = plan.captured.batch is not None and not plan.captured.dynamic_batch
-        if fixed and mixed(halves.forward, halves.backward, flatten_inputs(plan.captured, *own)):
+        batch = plan.captured.batch
+        several = batch is not None and not plan.captured.dynamic_batch and batch > 1
+        if several and mixed(halves.forward, halves.backward, flatten_inputs(plan.captured, *own)):
             raise MixedBatchError("somewhere in the model, which fixes its batch size")
         return Program(plan.captured, plan.tagged, module, halves)
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from omenn_fx.check_report import CheckReport, NodeVerdict
+from omenn_fx.check_report import COLOURS, CheckReport, NodeVerdict, Verdict
 
 WIDTH, ROW, INDENT, BAR = 960, 20, 18, 220
 HEAD = 74  # title and legend above the first row
@@ -70,7 +68,7 @@ def tree(report: CheckReport) -> Module:
     """The nodes of a report by module path; constants are left out."""
     root = Module("")
     for node in report.nodes:
-        if node.verdict.value == "constant":
+        if node.verdict is Verdict.CONSTANT:
             continue
         at, path = root, ""
         for part in node.module.split(".") if node.module else ():
@@ -106,8 +104,6 @@ def svg(report: CheckReport) -> str:
 
 
 def _legend(report: CheckReport) -> list[str]:
-    from omenn_fx.check_report import COLOURS, Verdict
-
     parts, x = [], 16
     for verdict in Verdict:
         count = report.counts.get(verdict.value, 0)
@@ -137,8 +133,6 @@ def _rows(module: Module, parent: str, depth: int, shown: bool, rows: list[str],
 
 
 def _module_row(module: Module, where: str, at: str, depth: int) -> str:
-    from omenn_fx.check_report import COLOURS, Verdict
-
     nodes = module.nodes()
     counts = Counter(n.verdict for n in nodes)
     x, bar = 16 + INDENT * depth, []
@@ -160,8 +154,6 @@ def _module_row(module: Module, where: str, at: str, depth: int) -> str:
 
 
 def _node_row(node: NodeVerdict, where: str, at: str, depth: int) -> str:
-    from omenn_fx.check_report import COLOURS
-
     x = 16 + INDENT * depth
     line = f"\n{node.file}:{node.line}" if node.file else ""
     title = f"{node.verdict.value}: {node.reason}{line}"

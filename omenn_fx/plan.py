@@ -53,20 +53,20 @@ def make_plan(
     source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
 ) -> Plan:
     """Capture a model at example inputs and give every node its role. What goes wrong is `Plan.error`, not raised."""
+    plan = _filled(source, args, kwargs, request, request.dynamic_batch)
+    one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
+    symbolic = plan.captured is not None and plan.captured.dynamic_batch
+    if not isinstance(plan.error, MixedBatchError) or not one or not symbolic:
+        return plan
+    log.warning("captured at a fixed batch of one: %s", str(plan.error).splitlines()[0])
+    return _filled(source, args, kwargs, request, dynamic_batch=False)
+
+
+def _filled(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request, dynamic_batch: bool) -> Plan:
+    """A plan, as far as it comes."""
     plan = Plan(request)
     try:
-        _fill(plan, source, args, kwargs, request.dynamic_batch)
-    except MixedBatchError as error:
-        one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
-        if not one or plan.captured is None or not plan.captured.dynamic_batch:
-            plan.error = error
-            return plan
-        log.warning("captured at a fixed batch of one: %s", str(error).splitlines()[0])
-        plan = Plan(request)
-        try:
-            _fill(plan, source, args, kwargs, dynamic_batch=False)
-        except OmennError as second:
-            plan.error = second
+        _fill(plan, source, args, kwargs, dynamic_batch)
     except OmennError as error:
         plan.error = error
     return plan

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from omenn_fx.capture import Captured, place_of
-from omenn_fx.errors import NoContentError, UnsupportedOpError
+from omenn_fx.errors import InputError, NoContentError, UnsupportedOpError
 from omenn_fx.registry import Rule, RuleSet, Slot
 
 
@@ -170,14 +170,14 @@ class _Tagger:
         forced: dict[fx.Node, str] = {}
         for pattern, role in overrides.items():
             if role not in ("content", "coefficient"):
-                raise ValueError(f"roles['{pattern}'] = '{role}': a role is 'content' or 'coefficient'")
+                raise InputError(f"roles['{pattern}'] = '{role}': a role is 'content' or 'coefficient'")
             hits = [
                 n
                 for n in self.captured.graph.nodes
                 if fnmatch.fnmatch(n.name, pattern) or fnmatch.fnmatch(place_of(n).module, pattern)
             ]
             if not hits:
-                raise ValueError(f"roles: no node or module path matches '{pattern}' (explainer.nodes lists them)")
+                raise InputError(f"roles: no node or module path matches '{pattern}' (explainer.nodes lists them)")
             forced.update((n, role) for n in hits)
         return forced
 

@@ -1,8 +1,8 @@
 """One model of the zoo under the invariants of the design: `check(name, dtype)` -> a record of plain values.
 
-The measures are those of `tests/invariants.py`; here they are taken on models that random weights, thousands of nodes
-or a dict of outputs make harder to compare. Seconds are those of the processor in this process, which other processes
-on the machine do not change.
+The measures are those of `omenn_fx.invariants` and `tests/invariants.py`; here they are taken on models that random
+weights, thousands of nodes or a dict of outputs make harder to compare. Seconds are those of the processor in this
+process, which other processes on the machine do not change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation
 from omenn_fx.exporting import export
 from omenn_fx.registry import Affine, Call
-from omenn_fx.validate import Walk
+from omenn_fx.validate import FORWARD_IN_FLOAT32, TOLERANCES, Walk
 
 from . import Example, build, census
 
@@ -35,13 +35,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 import invariants
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-# forward is relative to the largest output, node and transpose to the terms of the sums, the others to S
-TOLERANCES = {
-    "float64": {"forward": 1e-10, "node": 1e-9, "transpose": 1e-9, "completeness": 1e-10, "mass": 1e-10},
-    "float32": {"forward": 1e-4, "node": 1e-4, "transpose": 1e-4, "completeness": 1e-5, "mass": 1e-5},
-}
 TRANSPOSED = 200  # the dot test is taken at no more nodes than this
-FORWARD_IN_FLOAT32 = 1e-5  # models that compute parts in float32 themselves, in float64
 Record = dict[str, Any]
 
 
@@ -99,7 +93,7 @@ def _measured(name: str, dtype: str, seed: int) -> Record:
         "zero": zero(explainer, args, kwargs),
         "empty": empty,
     }
-    tolerances = dict(TOLERANCES[dtype])
+    tolerances = dict(TOLERANCES[DTYPES[dtype]])
     if precision:
         tolerances["forward"] = FORWARD_IN_FLOAT32
     reasons = _failures(report, tolerances) + _wrong(record)
