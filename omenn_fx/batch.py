@@ -18,6 +18,7 @@ from omenn_fx.capture import place_of
 from omenn_fx.errors import InputError, MixedBatchError
 from omenn_fx.exporting import is_symbolic
 from omenn_fx.mass import Mass, Product
+from omenn_fx.registry import Slot
 from omenn_fx.roles import Tagged, bind, producer, slots_of, value_of
 
 aten = torch.ops.aten
@@ -26,6 +27,7 @@ _RESHAPES = {
     aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.reshape_as.default,
     aten.view_as.default, aten.ravel.default,
 }  # fmt: skip
+_CASTS = {aten.to.dtype, aten._to_copy.default, aten.to.device, aten.to.dtype_layout}
 _PERMUTES = {
     aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.swapdims.default,
     aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist, aten.mT.default, aten.mH.default,
@@ -35,8 +37,11 @@ _ALONG = {
     aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int,
     aten._log_softmax.default, aten.cumsum.default, aten.cummax.default, aten.cummin.default, aten.sort.default,
     aten.sort.stable, aten.flip.default, aten.roll.default, aten.index_select.default, aten.gather.default,
-    aten.scatter_add.default, aten.scatter_reduce.two, aten.index_add.default,
+    aten.scatter_add.default, aten.scatter_reduce.two, aten.index_add.default, aten.scatter.src, aten.scatter.value,
+    aten.topk.default, aten.kthvalue.default, aten.median.dim, aten.logcumsumexp.default, aten.cumprod.default,
+    aten.index_copy.default, aten.index_fill.int_Scalar,
 }  # fmt: skip
+_INDEXED = {aten.index.Tensor, aten.index_put.default, aten._unsafe_index.Tensor}
 # operand -> the dimension of it that is summed over
 _CONTRACTS: dict[Any, dict[str, int]] = {
     aten.matmul.default: {"self": -1, "other": -2}, aten.mm.default: {"self": -1, "mat2": -2},
@@ -112,7 +117,7 @@ def layouts(tagged: Tagged) -> Layouts:
             # a gather of constant rows; rows times columns
             fixed = any(map(is_symbolic, value_of(slots[slot]).shape)) and not any(symbolic)
             apart = following is None or (layout is not None and layout.dim != following.dim)
-            if apart or fixed or _contracts(call, slot.name, at.dim, len(before)):
+            if apart or fixed or _contracts(call, slot, at.dim, len(before)):
                 raise MixedBatchError(place_of(node))
             layout = layout or following
         if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
@@ -166,12 +171,25 @@ def _next(
     return None
 
 
-def _contracts(call: fx.Node, operand: str, batch: int, ndim: int) -> bool:
+def _contracts(call: fx.Node, slot: Slot, batch: int, ndim: int) -> bool:
     """Whether a product of matrices or a convolution sums over the batch of one of its operands."""
     if str(call.target).startswith("aten.conv"):
         return batch != 0
-    dim = _CONTRACTS.get(call.target, {}).get(operand)
+    if call.target is aten.einsum.default:
+        return _sums_letter(str(call.args[0]), slot.index or 0, batch, ndim)
+    dim = _CONTRACTS.get(call.target, {}).get(slot.name)
     return dim is not None and max(ndim + dim, 0) == batch
+
+
+def _sums_letter(equation: str, index: int, batch: int, ndim: int) -> bool:
+    """Whether an einsum sums over a dimension of one of its operands. Letters behind an ellipsis count from the end."""
+    operands, arrow, result = equation.replace(" ", "").partition("->")
+    before, ellipsis, after = operands.split(",")[index].partition("...")
+    letter = before[batch : batch + 1]
+    if ellipsis and not letter:
+        letter = after[len(after) + batch - ndim :][:1] if batch >= ndim - len(after) else ""
+    kept = result if arrow else "".join(c for c in operands if operands.count(c) == 1)
+    return bool(letter) and letter not in kept
 
 
 def mixed(forward: Callable[..., Any], backward: Callable[..., Any], leaves: Sequence[Any]) -> bool:
@@ -194,12 +212,31 @@ def mixed(forward: Callable[..., Any], backward: Callable[..., Any], leaves: Seq
 
 def _mixes(call: fx.Node, batch: int, ndim: int) -> bool:
     """Whether an operator that keeps all shapes works along the batch."""
+    operands = bind(call)
+    if call.target in _INDEXED:
+        index = operands["indices"][batch] if batch < len(operands["indices"]) else None
+        return index is not None and not _every_row(index)
+    if "normalized_shape" in operands:
+        return batch >= ndim - len(operands["normalized_shape"])
+    if "kernel_size" in operands:
+        return batch >= ndim - len(operands["kernel_size"])
     if call.target not in _ALONG:
         return False
-    operands = bind(call)
     dims: Any = operands.get("dims", operands.get("dim"))
     listed = [dims] if isinstance(dims, int) else list(dims or range(ndim))
     return batch in [d % ndim for d in listed]
+
+
+def _every_row(index: fx.Node) -> bool:
+    """Whether an index is 0, 1, 2, ..., each row its own: x[arange(N), labels]."""
+    starts = {aten.arange.default: (), aten.arange.start: (0,), aten.arange.start_step: (0,)}
+    while index.target in _RESHAPES or index.target in _CASTS:
+        index = index.all_input_nodes[0]
+    return (
+        index.target in starts
+        and index.args[: len(starts[index.target])] == starts[index.target]
+        and len(index.args) < 3
+    )
 
 
 def _reshaped(at: Layout, before: list[int], shape: list[int], size: int) -> Layout | None:

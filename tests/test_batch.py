@@ -272,3 +272,55 @@ def test_one_sample_of_a_model_that_mixes_them(caplog):
     assert explainer(x(1, T, D)).completeness_error.max() < 1e-14
     with pytest.raises(omenn_fx.MixedBatchError):
         explainer(x(2, T, D))
+
+
+# A batch that is fixed -----------------------------------------------------------------------------------------------
+
+SWAP = torch.tensor([1, 0, 2])
+APART = {
+    "nothing": lambda u: u,
+    "a mask": lambda u: u * torch.tensor([[1.0], [0.0], [1.0]], dtype=u.dtype),
+    "each row its own column": lambda u: u[torch.arange(3), torch.tensor([1, 2, 3])],
+    "an einsum over the columns": lambda u: torch.einsum("ij,jk->ik", u, torch.ones(4, 2, dtype=u.dtype)),
+    "an einsum with an ellipsis": lambda u: torch.einsum("...j,kj->...k", u, torch.ones(2, 4, dtype=u.dtype)),
+    "a norm over the columns": lambda u: torch.nn.functional.layer_norm(u, (4,)),
+    "a pool over the columns": lambda u: torch.nn.functional.max_pool1d(u, 3, 1, 1),
+}
+TOGETHER = {
+    "an index": lambda u: u[SWAP],
+    "an index by arange, backwards": lambda u: u[torch.arange(2, -1, -1)],
+    "an index by arange of two": lambda u: torch.cat([u[torch.arange(2)], u[torch.arange(1)]]),
+    "an index by the order": lambda u: u[u.sum(1).argsort()],
+    "index_select": lambda u: u.index_select(0, SWAP),
+    "gather": lambda u: u.gather(0, SWAP[:, None].expand(3, 4)),
+    "scatter": lambda u: torch.zeros_like(u).scatter(0, SWAP[:, None].expand(3, 4), u),
+    "index_put": lambda u: torch.zeros_like(u).index_put((SWAP,), u),
+    "index_add": lambda u: torch.zeros_like(u).index_add(0, SWAP, u),
+    "topk": lambda u: u.topk(3, 0).values,
+    "a constant matrix": lambda u: torch.eye(3, dtype=u.dtype)[SWAP] @ u,
+    "an einsum over the rows": lambda u: torch.einsum("ij,jk->ik", torch.ones(3, 3, dtype=u.dtype), u),
+    "a norm over the rows": lambda u: torch.nn.functional.layer_norm(u.t(), (3,)).t(),
+    "a pool over the rows": lambda u: torch.nn.functional.max_pool1d(u.t(), 3, 1, 1).t(),
+    "parts that change places": lambda u: torch.cat(u.split(1)[::-1]),
+    "one sample for all": lambda u: u + u[:1],
+}
+
+
+@pytest.mark.parametrize(
+    ("forward", "apart"),
+    [(f, True) for f in APART.values()] + [(f, False) for f in TOGETHER.values()],
+    ids=[*APART, *TOGETHER],
+)
+def test_check_and_transform_agree_on_a_fixed_batch(forward, apart):
+    """Where no size tells the batch from others, check reads along which dimensions an operator works."""
+    model = Calls(lambda m, u: torch.relu(forward(u))).eval()
+    report = omenn_fx.check(model, x(3, 4), dynamic_batch=False)
+    assert report.supported == apart
+    if apart:
+        explanation = omenn_fx.transform(model, x(3, 4), dynamic_batch=False)(
+            x(3, 4), target=0 if model(x(3, 4)).ndim > 1 else None
+        )
+        assert (explanation.completeness_error <= 1e-10).all()
+    else:
+        with pytest.raises(omenn_fx.MixedBatchError):
+            omenn_fx.transform(model, x(3, 4), dynamic_batch=False)
