@@ -228,9 +228,11 @@ def _mixes(call: fx.Node, batch: int, ndim: int) -> bool:
 
 
 def _every_row(index: fx.Node) -> bool:
-    """Whether an index is 0, 1, 2, ..., each row its own: x[arange(N), labels]."""
+    """Whether an index leaves each row its own: 0, 1, 2, ... in x[arange(N), labels], or a mask that is written to."""
+    if value_of(index).dtype == torch.bool:
+        return True
     starts = {aten.arange.default: (), aten.arange.start: (0,), aten.arange.start_step: (0,)}
-    while index.target in _RESHAPES or index.target in _CASTS:
+    while index.target in _RESHAPES or index.target in _CASTS or index.target is aten.slice.Tensor:
         index = index.all_input_nodes[0]
     return (
         index.target in starts

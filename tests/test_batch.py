@@ -175,6 +175,8 @@ MIXED = {
     "softmax over the batch": lambda m, u: torch.softmax(m.out(u).mean(1), 0),
     "a sum over the samples before": lambda m, u: m.out(u).mean(1).cumsum(0),
     "a batch turned round": lambda m, u: m.out(u).mean(1).flip(0),
+    "a batch turned round by an index": lambda m, u: m.out(u).mean(1)[torch.arange(u.shape[0] - 1, -1, -1)],
+    "samples in their order": lambda m, u: m.out(u)[u.sum((1, 2)).argsort()].mean(1),
     "a batch rolled as a flat list": lambda m, u: torch.roll(m.out(u).mean(1), 1),
 }
 

@@ -16,21 +16,23 @@ from . import huggingface_tables as tables
 from .common import Pick, transformers
 
 BATCH, TOKENS = 2, 10
-MIXES = {"timesformer"}  # takes its class tokens from rows [:batch] of (batch frames, ...): those of the first sample
+# Explained one sample at a time. TimeSformer takes its class tokens from rows [:batch] of (batch frames, ...): those of
+# the first sample; Mixtral sorts the tokens of the whole batch by expert.
+MIXES = {"timesformer", "mixtral"}
 
 
 def build(name: str) -> Example:
     """A model and its inputs."""
     base, _, attention = name.rpartition(":")
     base, _, kind = base.partition("/")
+    batch = 1 if base in MIXES else BATCH
     if base in tables.TEXT:
         model = pretrained(*tables.TEXT[base], attention)
-        inputs = text_inputs(model, kind)
+        inputs = text_inputs(model, kind, batch)
     else:
         head, values, key, shape = tables.SIGNALS[base]
         model = pretrained(head, values, attention)
-        batch = 1 if base in MIXES else BATCH
-        inputs = {key: torch.randn(batch, *shape)} | (token_ids() if base in tables.WITH_TEXT else {})
+        inputs = {key: torch.randn(batch, *shape)} | (token_ids(batch) if base in tables.WITH_TEXT else {})
     if base in tables.OUTPUTS:
         model = Pick(model, tables.OUTPUTS[base])
     return model, (), inputs
@@ -60,21 +62,21 @@ def whisper_encoder() -> type:
     return WhisperEncoder
 
 
-def text_inputs(model: nn.Module, kind: str) -> dict[str, Tensor]:
+def text_inputs(model: nn.Module, kind: str, batch: int) -> dict[str, Tensor]:
     """The keyword inputs of a language model."""
     if kind == "ids":
-        return token_ids()
+        return token_ids(batch)
     width = model.get_input_embeddings().embedding_dim
-    inputs = {"inputs_embeds": torch.randn(BATCH, TOKENS, width)}
+    inputs = {"inputs_embeds": torch.randn(batch, TOKENS, width)}
     if kind == "mask":
-        inputs["attention_mask"] = torch.ones(BATCH, TOKENS, dtype=torch.long)
-        inputs["attention_mask"][1, 7:] = 0
+        inputs["attention_mask"] = torch.ones(batch, TOKENS, dtype=torch.long)
+        inputs["attention_mask"][-1, 7:] = 0
     if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = token_ids()["input_ids"]
+        inputs["decoder_input_ids"] = token_ids(batch)["input_ids"]
     return inputs
 
 
-def token_ids() -> dict[str, Tensor]:
+def token_ids(batch: int) -> dict[str, Tensor]:
     """Ids without the special ones, and a mask of ones."""
-    ids = torch.randint(3, tables.VOCABULARY, (BATCH, TOKENS))
+    ids = torch.randint(3, tables.VOCABULARY, (batch, TOKENS))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
