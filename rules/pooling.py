@@ -137,7 +137,11 @@ def _adaptive_avg_pool(call: Call) -> Linear:
 
 
 class Windows:
-    """The geometry of sliding windows over the last n dimensions."""
+    """The geometry of sliding windows over the last n dimensions.
+
+    The input is cut into blocks as long as the stride. A position is a phase within its block; at one offset, all
+    windows read the same phase, each at its own block: a shift. So nothing is copied with steps, and no sum overlaps.
+    """
 
     def __init__(
         self,
@@ -150,61 +154,67 @@ class Windows:
     ):
         self.size, self.out, self.stride, self.padding, self.dilation = size, out, stride, padding, dilation
         self.offsets = list(itertools.product(*(range(k) for k in kernel)))
-        # positions along each dimension that the windows span, rounded up to whole strides
-        self.steps = [
-            -(-max(n + 2 * p, (o - 1) * s + d * (k - 1) + 1) // s)
-            for n, o, k, s, p, d in zip(size, out, kernel, stride, padding, dilation, strict=True)
-        ]
+        self.blocks = [-(-n // s) for n, s in zip(size, stride, strict=True)]
 
-    def padded(self, x: Tensor, value: float) -> Tensor:
+    def _at(self, offset: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:
+        """The phase that an offset reads, and the block of the first window."""
+        geometry = zip(offset, self.dilation, self.padding, self.stride, strict=True)
+        shifts, phase = zip(*(divmod(k * d - p, s) for k, d, p, s in geometry), strict=True)
+        return phase, list(shifts)
+
+    def phases(self, x: Tensor, value: float) -> dict[tuple[int, ...], Tensor]:
+        """Phase -> its values at every block, [..., *blocks]; `value` beyond the end."""
+        n = len(self.size)
+        rests = [q * s - size for q, s, size in zip(self.blocks, self.stride, self.size, strict=True)]
+        if any(rests):
+            x = F.pad(x, [v for r in reversed(rests) for v in (0, r)], value=value)
+        if all(s == 1 for s in self.stride):
+            return {(0,) * n: x}
+        lead = len(x.shape) - n
+        x = x.reshape(*x.shape[:lead], *(v for qs in zip(self.blocks, self.stride, strict=True) for v in qs))
+        x = x.permute([*range(lead + 1, lead + 2 * n, 2), *range(lead), *range(lead, lead + 2 * n, 2)])
+        return {phase: x[phase] for phase in itertools.product(*(range(s) for s in self.stride))}
+
+    def view(self, phases: dict[tuple[int, ...], Tensor], offset: tuple[int, ...], value: float) -> Tensor:
+        """The values at one offset of every window, `value` in the padding."""
+        phase, shifts = self._at(offset)
         pads = [
-            v
-            for n, p, s, q in zip(self.size[::-1], self.padding[::-1], self.stride[::-1], self.steps[::-1], strict=True)
-            for v in (p, q * s - n - p)
+            v for t, q, o in zip(shifts[::-1], self.blocks[::-1], self.out[::-1], strict=True) for v in (-t, t + o - q)
         ]
-        return F.pad(x, pads, value=value) if any(pads) else x
-
-    def view(self, padded: Tensor, offset: tuple[int, ...]) -> Tensor:
-        """The values at one offset of every window."""
-        cut: Any = tuple(
-            slice(k * d, k * d + (o - 1) * s + 1, s)
-            for k, d, o, s in zip(offset, self.dilation, self.out, self.stride, strict=True)
-        )
-        return padded[(..., *cut)]  # type: ignore[index]
+        return F.pad(phases[phase], pads, value=value) if any(pads) else phases[phase]
 
     def overlap_add(self, pieces: dict[tuple[int, ...], Tensor], leading: Shape) -> Tensor:
         """The transpose of all views together: pieces[offset] of the output's shape, summed at the input's positions.
 
-        Positions of the same phase (position modulo stride) are summed on a grid of windows, then interleaved.
+        Positions of the same phase are summed on the grid of blocks, then interleaved.
         """
-        n = len(self.size)
-        phases = []
-        for phase in itertools.product(*(range(s) for s in self.stride)):
-            terms = []
-            for offset, piece in pieces.items():
-                at = [k * d for k, d in zip(offset, self.dilation, strict=True)]
-                if all(a % s == r for a, s, r in zip(at, self.stride, phase, strict=True)):
-                    shift = [a // s for a, s in zip(at, self.stride, strict=True)]
-                    pads = [
-                        v
-                        for t, q, o in zip(shift[::-1], self.steps[::-1], self.out[::-1], strict=True)
-                        for v in (t, q - o - t)
-                    ]
-                    terms.append(F.pad(piece, pads) if any(pads) else piece)
-            phases.append(reduce(torch.add, terms) if terms else None)
-        some = next(p for p in phases if p is not None)
-        if len(phases) == 1:
-            whole = some
+        n, lead = len(self.size), len(leading)
+        terms: dict[tuple[int, ...], Tensor] = {}
+        for offset, piece in pieces.items():
+            phase, shifts = self._at(offset)
+            pads = [
+                v
+                for t, q, o in zip(shifts[::-1], self.blocks[::-1], self.out[::-1], strict=True)
+                for v in (t, q - o - t)
+            ]
+            term = F.pad(piece, pads) if any(pads) else piece
+            terms[phase] = terms[phase] + term if phase in terms else term
+        if all(s == 1 for s in self.stride):
+            return terms[(0,) * n]
+        nothing = torch.zeros_like(next(iter(terms.values())))
+        stacked = torch.stack(
+            [terms.get(phase, nothing) for phase in itertools.product(*(range(s) for s in self.stride))], lead
+        )
+        if n == 2 and self.stride[0] == self.stride[1] and lead:  # the same, in one operator
+            whole = F.pixel_shuffle(stacked.flatten(lead - 1, lead), self.stride[0])
         else:
-            stacked = torch.stack([torch.zeros_like(some) if p is None else p for p in phases], -1)
-            lead = len(leading)
-            stacked = stacked.reshape(*leading, *self.steps, *self.stride)
-            order = [*range(lead), *(i for d in range(n) for i in (lead + d, lead + n + d))]
-            whole = stacked.permute(order).reshape(
-                *leading, *(q * s for q, s in zip(self.steps, self.stride, strict=True))
-            )
-        cut: Any = tuple(slice(p, p + size) for p, size in zip(self.padding, self.size, strict=True))
-        return whole[(..., *cut)]  # type: ignore[index]
+            stacked = stacked.reshape(*leading, *self.stride, *self.blocks)
+            order = [*range(lead), *(i for d in range(n) for i in (lead + n + d, lead + d))]
+            sizes = [q * s for q, s in zip(self.blocks, self.stride, strict=True)]
+            whole = stacked.permute(order).reshape(*leading, *sizes)
+        cut: Any = tuple(slice(0, size) for size in self.size)
+        exact = all(q * s == size for q, s, size in zip(self.blocks, self.stride, self.size, strict=True))
+        return whole if exact else whole[(..., *cut)]  # type: ignore[index]
 
 
 class MaxPool(Linear):
@@ -212,8 +222,8 @@ class MaxPool(Linear):
 
     def __init__(self, x: Tensor, out: Tensor, windows: Windows, operand: Shape):
         self.windows, self.operand, self.dtype, self.device = windows, operand, x.dtype, x.device
-        padded = windows.padded(x, -math.inf)
-        self.wins = {o: (windows.view(padded, o) == out).to(x.dtype) for o in windows.offsets}
+        phases = windows.phases(x, -math.inf)
+        self.wins = {o: (windows.view(phases, o, -math.inf) == out).to(x.dtype) for o in windows.offsets}
         self.ties = reduce(torch.add, self.wins.values())
 
     @property
@@ -221,8 +231,8 @@ class MaxPool(Linear):
         return self.operand[: len(self.operand) - len(self.windows.size)]
 
     def apply(self, u: Tensor) -> Tensor:
-        padded = self.windows.padded(u, 0.0)
-        total: Any = reduce(torch.add, (w * self.windows.view(padded, o) for o, w in self.wins.items()))
+        phases = self.windows.phases(u, 0.0)
+        total: Any = reduce(torch.add, (w * self.windows.view(phases, o, 0.0) for o, w in self.wins.items()))
         return total / self.ties
 
     def transpose(self, g: Tensor) -> Tensor:
@@ -239,11 +249,10 @@ class MaxPool(Linear):
             assert isinstance(part, Even)
             value = part.value
         ones = torch.ones([1] * first + self.windows.size, dtype=self.dtype, device=self.device)
-        inside = self.windows.padded(ones, 0.0)
-        valid = {o: self.windows.view(inside, o) for o in self.windows.offsets}
-        share = value / reduce(torch.add, valid.values())
+        inside = self.windows.phases(ones, 0.0)
+        share = value / reduce(torch.add, (self.windows.view(inside, o, 0.0) for o in self.windows.offsets))
         leading = [1 if d in even else s for d, s in enumerate(self._leading)]
-        moved = self.windows.overlap_add({o: v * share for o, v in valid.items()}, leading)
+        moved = self.windows.overlap_add(dict.fromkeys(self.windows.offsets, share), leading)
         return Mass((Even(moved, even),), self.operand)
 
     def magnitude(self) -> Linear:

@@ -1,0 +1,73 @@
+"""Editing an exported graph: constants as tensors, new nodes with their shapes, fresh names for new constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+Tensor = torch.Tensor
+
+
+class Editor:
+    """A graph of ATen operators whose parameters are attributes and whose nodes know their shapes (`meta["val"]`)."""
+
+    def __init__(self, module: fx.GraphModule):
+        self.module, self.graph = module, module.graph
+        values = (n.meta.get("val") for n in self.graph.nodes)
+        self.fake_mode = next(v.fake_mode for v in values if isinstance(v, FakeTensor))
+        self._fresh = sum(1 for name, _ in module.named_buffers() if name.startswith("folded_"))
+
+    def nodes(self, *targets: Any) -> list[Any]:
+        """The nodes of some operators, in order; a list, so that the graph may change on the way."""
+        return [n for n in self.graph.nodes if n.op == "call_function" and n.target in targets]
+
+    def constant(self, node: Any) -> Tensor | None:
+        """The tensor of a parameter, buffer or folded constant; None for anything else."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        value: Any = self.module
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return value.detach() if isinstance(value, Tensor) else None
+
+    @contextmanager
+    def before(self, node: Any) -> Iterator[None]:
+        """New nodes go in front of a node and are traced to the same line of the user's."""
+        self._like = node
+        with self.graph.inserting_before(node):
+            yield
+
+    def like(self, node: Any) -> None:
+        """New nodes are traced to this node's line from now on."""
+        self._like = node
+
+    def add_constant(self, value: Tensor) -> fx.Node:
+        name = f"folded_{self._fresh}"
+        self._fresh += 1
+        self.module.register_buffer(name, value.detach().contiguous())
+        node = self.graph.get_attr(name)
+        node.meta["val"] = self.fake_mode.from_tensor(value, static_shapes=True)
+        return node
+
+    def call(self, op: Any, *args: Any, **kwargs: Any) -> Any:
+        node = self.graph.call_function(op, args, kwargs)
+        kept = ("nn_module_stack", "stack_trace", "omenn")
+        node.meta = {key: self._like.meta[key] for key in kept if key in self._like.meta}
+        values: Any = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        with self.fake_mode, torch.no_grad():
+            node.meta["val"] = op(*values[0], **values[1])
+        return node
+
+    def replace(self, old: Any, new: fx.Node) -> None:
+        old.replace_all_uses_with(new)
+        self.graph.erase_node(old)
+
+
+def shape(node: Any) -> Any:
+    """The shape of a node's value."""
+    return node.meta["val"].shape

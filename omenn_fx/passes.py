@@ -1,0 +1,275 @@
+"""What makes an explainer fast: passes over its exported graph. Each keeps what the graph computes.
+
+They copy weights (folded, flipped, cut into phases), so they run on the way out of the process, where the graph is its
+own; the explainer in memory shares its weights with the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from omenn_fx.editor import Editor, shape
+from omenn_fx.phases import phase_kernel, taps
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+
+_CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+_TRANSPOSED = {
+    aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, aten.conv_transpose3d.input: 3,
+}  # fmt: skip
+_RESHAPES = (aten.reshape.default, aten.view.default, aten.unflatten.int, aten.flatten.using_ints)
+FEW_CHANNELS = 16  # up to it the phases of a transposed convolution go into the channels of one
+LARGE = 1 << 16  # elements: no larger constant is made of smaller ones
+
+
+def optimize(module: fx.GraphModule) -> fx.GraphModule:
+    """Run the passes on a graph of ATen operators, in place."""
+    editor = Editor(module)
+    for run in PASSES:
+        run(editor)
+        editor.graph.eliminate_dead_code()
+    editor.graph.lint()
+    module.recompile()
+    return module
+
+
+def drop_assertions(editor: Editor) -> None:
+    """The guards of the export: what runs an explainer checks its inputs itself."""
+    for node in list(editor.graph.nodes):
+        if "_assert" in str(node.target) or (node.op == "call_module" and not node.users):
+            editor.graph.erase_node(node)
+
+
+def fold_constants(editor: Editor) -> None:
+    """Values of parameters alone become parameters, unless they are much larger than what they are made of."""
+    node: Any
+    for node in list(editor.graph.nodes):
+        value = node.meta.get("val")
+        if node.op != "call_function" or not node.all_input_nodes or not isinstance(value, Tensor):
+            continue
+        constants = {n: editor.constant(n) for n in node.all_input_nodes}
+        known = [c for c in constants.values() if c is not None]
+        if len(known) < len(constants) or value.numel() > max(LARGE, sum(c.numel() for c in known)):
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), constants.__getitem__)
+        with torch.no_grad():
+            folded = node.target(*args, **kwargs)
+        with editor.before(node):
+            editor.replace(node, editor.add_constant(folded.clone()))
+
+
+def fold_batch_norms(editor: Editor) -> None:
+    """A batch norm behind a convolution scales and shifts its weight and bias."""
+    for node in editor.nodes(aten.batch_norm.default):
+        convolution = node.args[0]
+        if convolution.target not in _CONV.values() or len(convolution.users) > 1:
+            continue
+        x, weight, bias, *geometry = _conv_args(convolution)
+        w, b = editor.constant(weight), editor.constant(bias)
+        gamma, beta, mean, variance = (editor.constant(a) for a in node.args[1:5])
+        if w is None or mean is None or variance is None or (bias is not None and b is None):
+            continue
+        scale = (variance + node.args[7]).rsqrt()
+        scale = scale if gamma is None else scale * gamma
+        shift = -mean * scale if b is None else (b - mean) * scale
+        with editor.before(node):
+            new_weight = editor.add_constant(w * scale.reshape(-1, *[1] * (w.ndim - 1)))
+            new_bias = editor.add_constant(shift if beta is None else shift + beta)
+            editor.replace(node, editor.call(convolution.target, x, new_weight, new_bias, *geometry))
+
+
+def fold_scales(editor: Editor) -> None:
+    """(g * scale) W = g (scale W): the batch norm's share of the adjoint goes into the transposed convolution."""
+    for node in editor.nodes(*_TRANSPOSED):
+        product, weight = node.args[0], editor.constant(node.args[1])
+        scale = _scale_of_channels(editor, product)
+        if weight is None or scale is None:
+            continue
+        with editor.before(node):
+            scaled = editor.add_constant(weight * scale.reshape(-1, *[1] * (weight.ndim - 1)))
+        node.args = (product.args[0], scaled, *node.args[2:])
+
+
+def _scale_of_channels(editor: Editor, node: Any) -> Tensor | None:
+    """s of g * s with s constant, one number for each channel."""
+    if not isinstance(node, fx.Node) or node.target is not aten.mul.Tensor:
+        return None
+    scale = editor.constant(node.args[1])
+    value = shape(node)
+    fits = (
+        scale is not None and scale.ndim >= len(value) - 1 and scale.numel() == value[1] == scale.shape[1 - len(value)]
+    )
+    return scale if fits else None
+
+
+def pointwise_adjoints(editor: Editor) -> None:
+    """The matrix product over the channels that is a pointwise convolution's transpose becomes a convolution."""
+    for node in editor.nodes(aten.bmm.default):
+        found = _pointwise(editor, node)
+        if found is None or len(node.users) != 1:
+            continue
+        matrix, flat = found
+        g, user = flat.args[0], next(iter(node.users))
+        scale = _scale_of_channels(editor, g)
+        if scale is not None:
+            matrix, g = matrix * scale.reshape(1, -1), g.args[0]
+        if user.target not in _RESHAPES or list(shape(user)[2:]) != list(shape(g)[2:]):
+            continue
+        n = len(shape(g)) - 2
+        with editor.before(user):
+            weight = editor.add_constant(matrix.reshape(*matrix.shape, *[1] * n))
+            editor.replace(user, editor.call(_CONV[n], g, weight))
+
+
+def _pointwise(editor: Editor, node: Any) -> tuple[Tensor, Any] | None:
+    """(matrix [in, out], flatten(g, 2)) of bmm(matrix for every sample, flatten(g, 2))."""
+    expanded, flat = node.args
+    if not isinstance(expanded, fx.Node) or not isinstance(flat, fx.Node):
+        return None
+    if expanded.target is not aten.expand.default or flat.target is not aten.flatten.using_ints:
+        return None
+    matrix = editor.constant(expanded.args[0])
+    whole = flat.args[1:] == (2,) and 3 <= len(shape(flat.args[0])) <= 5
+    return (matrix, flat) if matrix is not None and matrix.ndim == 2 and whole else None
+
+
+def forward_convolutions(editor: Editor) -> None:
+    """A transposed convolution with constant weights as convolutions.
+
+    One with the kernel flipped where the stride is 1, else one for each phase, or one for all phases where there are
+    few channels.
+    """
+    for node in editor.nodes(*_TRANSPOSED):
+        g, weight, bias, stride, padding, rest, groups, dilation = _transposed_args(node)
+        w = editor.constant(weight)
+        if w is None or bias is not None:
+            continue
+        kernel = _as_forward(w, groups)
+        with editor.before(node):
+            if all(s == 1 for s in stride):
+                pads = [d * (k - 1) - p for d, k, p in zip(dilation, w.shape[2:], padding, strict=True)]
+                if any(rest) or min(pads) < 0:
+                    continue
+                flipped = editor.add_constant(kernel.flip(*range(2, w.ndim)))
+                new = editor.call(_CONV[w.ndim - 2], g, flipped, None, stride, pads, dilation, groups)
+            elif len(stride) == 2 and stride[0] == stride[1] and all(d == 1 for d in dilation):
+                new = _by_phases(editor, node, g, kernel, stride, padding, groups)
+            else:
+                continue
+        editor.replace(node, new)
+
+
+def _as_forward(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight [in, out / groups, ...] as that of a convolution, [out, in / groups, ...]."""
+    channels, out, *kernel = weight.shape
+    split = weight.reshape(groups, channels // groups, out, *kernel).transpose(1, 2)
+    return split.reshape(groups * out, channels // groups, *kernel)
+
+
+def _by_phases(
+    editor: Editor, node: Any, g: Any, kernel: Tensor, stride: list[int], padding: list[int], groups: int
+) -> Any:
+    size, source = ([int(s) for s in shape(n)[2:]] for n in (node, g))
+    blocks = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+    every = list(itertools.product(*(range(s) for s in stride)))
+
+    def convolve(group: list[tuple[int, ...]]) -> Any:
+        """Some phases at once, as channels: those of a channel stand side by side."""
+        reads = [
+            taps(sorted({p[d] for p in group}), kernel.shape[2 + d], stride[d], padding[d]) for d in range(len(stride))
+        ]
+        window = [r for r in reads if r is not None]
+        if len(window) < len(reads):
+            return None
+        weight = torch.stack([phase_kernel(kernel, p, window) for p in group], 1).flatten(0, 1)
+        pads = [w.pads(n, b) for w, n, b in zip(window, source, blocks, strict=True)]
+        even = all(before == after >= 0 for before, after in pads)
+        x = g if even else editor.call(aten.pad.default, g, [v for pair in reversed(pads) for v in pair])
+        inside = [before for before, _ in pads] if even else [0] * len(pads)
+        constant = editor.add_constant(weight)
+        return editor.call(_CONV[len(stride)], x, constant, None, [1] * len(stride), inside, [1] * len(stride), groups)
+
+    if kernel.shape[0] <= FEW_CHANNELS and groups == 1:
+        stacked = convolve(every)
+        assert stacked is not None  # some phase reads something
+    else:
+        parts = [convolve([phase]) for phase in every]
+        some = next(p for p in parts if p is not None)
+        nothing = editor.call(aten.mul.Tensor, some, 0.0) if None in parts else some
+        pile = editor.call(aten.stack.default, [nothing if p is None else p for p in parts], 2)
+        stacked = editor.call(aten.flatten.using_ints, pile, 1, 2)
+    whole = editor.call(aten.pixel_shuffle.default, stacked, stride[0])
+    for d, (n, b, s) in enumerate(zip(size, blocks, stride, strict=True), 2):
+        if b * s != n:
+            whole = editor.call(aten.slice.Tensor, whole, d, 0, n)
+    return whole
+
+
+def sums_over_channels(editor: Editor) -> None:
+    """sum_c g[:, c] b[c], the mass of a bias by position, is a convolution to one channel."""
+    for node in editor.nodes(aten.einsum.default):
+        equation, operands = node.args[0], node.args[1]
+        if equation not in ("abc,b->ac", "abcd,b->acd", "abcde,b->acde"):
+            continue
+        g, bias = operands
+        b = editor.constant(bias)
+        if b is None:
+            continue
+        n = len(shape(g)) - 2
+        with editor.before(node):
+            row = editor.add_constant(b.reshape(1, -1, *[1] * n))
+            editor.replace(node, editor.call(aten.squeeze.dim, editor.call(_CONV[n], g, row), 1))
+
+
+def merge_equal_nodes(editor: Editor) -> None:
+    """Common subexpressions, computed once."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(editor.graph.nodes):
+        if not _repeatable(node):
+            continue
+        key = (node.op, node.target, str(node.args), str(node.kwargs))
+        if key in seen:
+            editor.replace(node, seen[key])
+        else:
+            seen[key] = node
+
+
+def _repeatable(node: Any) -> bool:
+    """Whether two such nodes with the same operands have the same value."""
+    if node.op == "get_attr" or node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return not node.target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
+def _conv_args(node: Any) -> list[Any]:
+    n = next(n for n, op in _CONV.items() if op is node.target)
+    defaults: list[Any] = [None, None, None, [1] * n, [0] * n, [1] * n, 1]
+    return [*node.args, *defaults[len(node.args) :]]
+
+
+def _transposed_args(node: Any) -> list[Any]:
+    n = _TRANSPOSED[node.target]
+    defaults: list[Any] = [None, None, None, [1] * n, [0] * n, [0] * n, 1, [1] * n]
+    args = [*node.args, *defaults[len(node.args) :]]
+    return [a * n if isinstance(a, list) and len(a) == 1 else a for a in args]
+
+
+PASSES: tuple[Callable[[Editor], None], ...] = (
+    drop_assertions,
+    fold_constants,
+    merge_equal_nodes,
+    fold_batch_norms,
+    fold_scales,
+    pointwise_adjoints,
+    forward_convolutions,
+    sums_over_channels,
+)
