@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from omenn_fx.explainer import Explainer
+from omenn_fx.exporting import quiet
 
 
 def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgram:
@@ -24,18 +27,23 @@ def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgr
     explanation = explainer(*args, **kwargs)
     program, leaves = explainer.program_for(args, kwargs)
     cotangent = torch.zeros_like(explanation.outputs if explainer.request.batched else explanation.outputs[0])
-    example = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in (*leaves, cotangent)]
+    size = explanation.outputs.shape[0] if program.captured.dynamic_batch else None
+    return export_at(program.graph_module, [*leaves, cotangent], size)
+
+
+def export_at(module: nn.Module, example: Sequence[Any], batch: int | None) -> ExportedProgram:
+    """Export a module at example inputs; with a batch size, dimension 0 of the inputs of that size stays free."""
+    example = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in example]
     shapes: Any = None
-    if program.captured.dynamic_batch:
-        size = cotangent.shape[0]
-        if size == 1:  # torch.export takes a size of 1 for a constant
+    if batch is not None:
+        if batch == 1:  # torch.export takes a size of 1 for a constant
             example = [torch.cat([t, t]) if _batched(t, 1) else t for t in example]
         shapes = ShapesCollection()
         for t in example:
-            if _batched(t, max(size, 2)):
+            if _batched(t, max(batch, 2)):
                 shapes[t] = {0: Dim.AUTO}
-    with torch.no_grad():
-        return torch.export.export(program.graph_module, tuple(example), dynamic_shapes=shapes, strict=False)
+    with quiet(), torch.no_grad():
+        return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False)
 
 
 def _batched(value: Any, size: int) -> bool:

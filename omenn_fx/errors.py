@@ -76,6 +76,14 @@ class SizeError(OmennError, ValueError):
     """A dense matrix of the asked-for map would be larger than the stated limit."""
 
 
+class ExportError(OmennError):
+    """An explainer cannot be written, or a written one cannot be read."""
+
+
+class ParityError(ExportError):
+    """The exported explainer does not compute what the explainer does. Names the first node that differs."""
+
+
 class MixedBatchError(OmennError):
     """The samples of a batch reach each other, so that none has an explanation of its own."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -32,6 +33,9 @@ from omenn_fx.target import Target, resolve
 from omenn_fx.twin import Twin
 from omenn_fx.validate import validate
 from omenn_fx.validation_report import ValidationReport
+
+if TYPE_CHECKING:
+    from omenn_fx.export.onnx import OnnxFile
 
 log = logging.getLogger("omenn_fx")
 Tensor = torch.Tensor
@@ -321,6 +325,49 @@ class Explainer(nn.Module):
             return Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[program.tagged.output]
         return self._rows(leaves[captured.outputs.index(program.tagged.output)])
 
+    # Leaving the process ------------------------------------------------------------------------------------------
+
+    def to_onnx(
+        self,
+        path: str | Path,
+        *inputs: Any,
+        outputs: Sequence[str] = ("logits", "C"),
+        target: str | int | Sequence[int] = "input",
+        opset: int | None = None,
+        dtype: str = "float32",
+        dynamic: Sequence[str] = ("batch",),
+        verify: bool = True,
+        metadata: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> OnnxFile:
+        """Write model and explanation as one ONNX graph, which onnxruntime runs without Python, torch or autograd.
+
+        Args:
+            path: the file; weights of more than 2 GB go into a file beside it.
+            *inputs, **kwargs: example inputs, which the file is verified on. Default: random ones like those captured.
+            outputs: of "logits" (the explained output, always there), "C", "C_w", "C_b" (tensors of the input's shape;
+                with several explained inputs "C.name" of each), "X" (for integer ids, their embeddings), "bias" [N, V]
+                (the share of each node, named in the metadata) and "target" [N].
+            target: "input": an int64 input `target` [N], a flat position in each row of the outputs; "top1": each
+                row's largest output; an int; a list of T ints: T explanations at once, tensors [N, T, ...].
+            opset: of ONNX. Default: torch.onnx's.
+            dtype: "float32", "float16" or "float64": of weights, inputs and outputs.
+            dynamic: ("batch",) where the batch stays free (and was captured so), or ().
+            verify: check the file with onnx, and onnxruntime's results against this explainer's, on the inputs and on
+                random ones.
+            metadata: more entries for the file's metadata, such as the normalisation of the images.
+
+        Raises:
+            ExportError: an operator has no translation, or a library is missing.
+            ParityError: onnxruntime computes something else; names the first node that differs.
+        """
+        from omenn_fx.export.onnx import to_onnx  # onnx is needed here alone
+
+        return to_onnx(
+            self, path, inputs, input_kwargs=kwargs, outputs=outputs, target=target, opset=opset, dtype=dtype,
+            dynamic=dynamic, verify=verify, metadata=metadata,
+        )  # fmt: skip
+
     # Looking inside -----------------------------------------------------------------------------------------------
 
     @property
@@ -328,7 +375,8 @@ class Explainer(nn.Module):
         return None if self._current is None else self._current.captured
 
     @property
-    def _ready(self) -> Program:
+    def ready(self) -> Program:
+        """What was captured last. Raises OmennError where nothing is yet."""
         if self._current is None:
             raise OmennError("nothing is captured yet: give example_inputs to transform, or call the explainer once")
         return self._current
@@ -336,12 +384,12 @@ class Explainer(nn.Module):
     @property
     def graph_module(self) -> fx.GraphModule:
         """The explainer graph: (*inputs, cotangent) -> outputs, X, C_w, C_b, bias. Names follow the source nodes."""
-        return self._ready.graph_module
+        return self.ready.graph_module
 
     @property
     def nodes(self) -> list[NodeInfo]:
         """Every node of the captured graph, in order."""
-        tagged = self._ready.tagged
+        tagged = self.ready.tagged
         infos = []
         for node in tagged.captured.graph.nodes:
             if node.op == "output":
@@ -353,12 +401,12 @@ class Explainer(nn.Module):
     @property
     def decisions(self) -> list[Decision]:
         """The products of two content values where a policy decided, and how."""
-        return list(self._ready.tagged.decisions)
+        return list(self.ready.tagged.decisions)
 
     @property
     def opaque(self) -> list[tuple[str, str]]:
         """(reader, operand) for every input-dependent value added as a bias its way to the input not being linear."""
-        return list(self._ready.tagged.opaque)
+        return list(self.ready.tagged.opaque)
 
     @torch.no_grad()
     def affine(

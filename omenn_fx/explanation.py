@@ -27,10 +27,14 @@ class InputExplanation:
     several: bool = False
 
     @property
+    def product(self) -> Tensor:
+        """C_w * X."""
+        return self.C_w * (self.X.unsqueeze(1) if self.several else self.X)
+
+    @property
     def C(self) -> Tensor:
         """C_w * X + C_b: the contribution of each input value. Without C_b (bias="none") just C_w * X."""
-        product = self.C_w * (self.X.unsqueeze(1) if self.several else self.X)
-        return product if self.C_b is None else product + self.C_b
+        return self.product if self.C_b is None else self.product + self.C_b
 
 
 class BiasTable(Mapping[str, Tensor]):
@@ -130,7 +134,7 @@ class Explanation:
     @property
     def scale(self) -> Tensor:
         """S = sum |C_w * X| + sum over nodes of |bias share|: the size of what is added up."""
-        total: Any = sum(self._sum(InputExplanation(i.X, i.C_w, None, i.several).C.abs()) for i in self.inputs.values())
+        total: Any = sum(self._sum(i.product.abs()) for i in self.inputs.values())
         return total + self.bias.magnitude
 
     @property

@@ -125,7 +125,7 @@ each = pytest.mark.parametrize("forward", FOLDED, ids=lambda f: f.__name__)
 def test_layouts(forward):
     """The layouts of the content values are those of the model's views, beside the batch in dimension 0."""
     explainer = omenn_fx.transform(Calls(forward).eval(), x(N, T, D))
-    found = set(layouts(explainer._ready.tagged).values())
+    found = set(layouts(explainer.ready.tagged).values())
     assert found - {Layout(0)} == FOLDED[forward] - {Layout(0)}
 
 

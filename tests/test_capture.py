@@ -413,9 +413,9 @@ def test_model_that_fixes_its_batch():
     """A batch size written into the code: captured as it is, and captured anew for another."""
     fixed = Calls(lambda m, u: (m.one(u).view(2, 2, 2) + m.table).flatten(1), one=linear(3, 4), table=x(2, 2, 2))
     explainer, _ = explained(fixed, x(2, 3))
-    assert explainer._ready.captured.dynamic_batch is False
+    assert explainer.ready.captured.dynamic_batch is False
     explainer, _ = explained(Calls(lambda m, u: m.one(u), one=linear(3, 4)), x(3, 3), options={"dynamic_batch": False})
-    assert explainer._ready.captured.batch == 3
+    assert explainer.ready.captured.batch == 3
 
 
 # Sources -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,220 @@
+"""Model and explanation as one ONNX file, checked against the twin on the way out.
+
+torch.onnx translates the operators; what is ours is the graph that it is given, the metadata, and the proof.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram
+
+from omenn_fx._version import __version__
+from omenn_fx.errors import ExportError
+from omenn_fx.explainer import Explainer
+from omenn_fx.export.deployed import Deployed, TargetMode
+from omenn_fx.export.layout import for_onnxruntime
+from omenn_fx.export.program import export_at
+from omenn_fx.export.verify import Proof, prove
+from omenn_fx.exporting import quiet
+from omenn_fx.passes import optimize
+
+Tensor = torch.Tensor
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was written: where, its inputs and outputs, its size, and how it compares with the twin."""
+
+    path: Path
+    inputs: list[str]
+    outputs: list[str]
+    size: int
+    seconds: float
+    proof: Proof | None
+
+    def __repr__(self) -> str:
+        proof = "not verified" if self.proof is None else str(self.proof)
+        return (
+            f"{self.path} ({self.size / 2**20:.1f} MiB): {', '.join(self.inputs)} -> {', '.join(self.outputs)}; {proof}"
+        )
+
+
+def to_onnx(
+    explainer: Explainer,
+    path: str | Path,
+    inputs: tuple[Any, ...] = (),
+    *,
+    input_kwargs: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] = ("logits", "C"),
+    target: TargetMode = "input",
+    opset: int | None = None,
+    dtype: str = "float32",
+    dynamic: Sequence[str] = ("batch",),
+    verify: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxFile:
+    """Write model and explanation as one ONNX graph. See `Explainer.to_onnx`."""
+    start = time.perf_counter()
+    if dtype not in DTYPES:
+        raise ExportError(f"dtype='{dtype}': an exported explainer is {', '.join(DTYPES)}")
+    if set(dynamic) - {"batch"}:
+        raise ExportError(f"dynamic={tuple(dynamic)}: only the batch can stay free, ('batch',) or ()")
+    path = Path(path)
+    args, kwargs = _examples(explainer, inputs, dict(input_kwargs or {}))
+    explainer, args, kwargs = _in_dtype(explainer, args, kwargs, DTYPES[dtype])
+    program, leaves = explainer.program_for(args, kwargs)
+    deployed = Deployed(program, explainer.request.batched, leaves, outputs, target)
+    rows = explainer(*args, **kwargs).outputs
+    example = [v for v in leaves if isinstance(v, Tensor)]
+    if deployed.takes_target:
+        example.append(torch.zeros(rows.shape[0], dtype=torch.long))
+    free = program.captured.dynamic_batch and "batch" in dynamic
+    names = [*deployed.inputs, *(["target"] if deployed.takes_target else [])]
+    batch = rows.shape[0] if free else None
+    traced, model = _translated(deployed, example, batch, names, opset)
+    described = _description(explainer, deployed, free) | dict(metadata or {})
+    model.model.metadata_props.update({f"omenn_fx.{key}": value for key, value in described.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model.save(path)
+    proof = None
+    if verify:
+        _check(path)
+        proof = prove(path, explainer, traced, args, kwargs, deployed)
+    return OnnxFile(path, names, deployed.names, _size(path), time.perf_counter() - start, proof)
+
+
+def _translated(
+    deployed: Deployed, example: list[Tensor], batch: int | None, names: list[str], opset: int | None
+) -> tuple[ExportedProgram, Any]:
+    """The optimised graph, exported, and its translation by torch.onnx."""
+    module: Any = optimize(export_at(deployed, example, batch).module())
+    if all(t.dtype == torch.float32 for t in example if t.is_floating_point()):
+        module = for_onnxruntime(module)
+    traced = export_at(module, example, batch)
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError("ONNX export needs onnx and onnxscript: pip install 'omenn-fx[onnx]'") from error
+    try:
+        with quiet():
+            model = torch.onnx.export(
+                traced, dynamo=True, opset_version=opset, input_names=names, output_names=deployed.names, verbose=False
+            )
+    except Exception as error:
+        raise ExportError(_untranslated(error)) from error
+    assert model is not None
+    _name_batch(model.model)
+    return traced, model
+
+
+def _untranslated(error: Exception) -> str:
+    """The operator that torch.onnx does not know, out of a page of text."""
+    causes = []
+    at: BaseException | None = error
+    while at is not None:
+        causes.append(str(at).strip().splitlines()[0] if str(at).strip() else type(at).__name__)
+        at = at.__cause__
+    return f"torch.onnx could not translate the explainer: {causes[-1][:400]}"
+
+
+def _name_batch(model: Any) -> None:
+    """The free dimension is called `batch`, whatever symbol torch.export gave it."""
+    import onnx_ir as ir
+
+    symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape and isinstance(v.shape[0], ir.SymbolicDim)}
+    values = [*model.graph.inputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
+    for value in values:
+        for d, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and str(size) in symbols:
+                value.shape[d] = "batch"
+
+
+def _examples(explainer: Explainer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The inputs given, or random ones like those captured."""
+    if args or kwargs:
+        return args, kwargs
+    captured = explainer.ready.captured
+    leaves = [_random(n.meta.get("val")) for n in captured.inputs]
+    return pytree.tree_unflatten(leaves, captured.in_spec)
+
+
+def _random(value: Any) -> Any:
+    if not isinstance(value, FakeTensor):
+        return value
+    shape = [int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape]
+    if value.is_floating_point():
+        return torch.randn(shape, dtype=value.dtype)
+    return torch.ones(shape, dtype=value.dtype)
+
+
+def _in_dtype(explainer: Explainer, args: Any, kwargs: Any, dtype: torch.dtype) -> tuple[Explainer, Any, Any]:
+    """An explainer of the model in another dtype, with its inputs; the same one where it has that dtype."""
+
+    def cast(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype).cpu() if floating else value.cpu() if isinstance(value, Tensor) else value
+
+    args, kwargs = pytree.tree_map(cast, (args, kwargs))
+    if explainer.model is None:
+        return explainer, args, kwargs
+    own = {(p.dtype, p.device.type) for p in explainer.model.parameters() if p.is_floating_point()}
+    if own <= {(dtype, "cpu")}:
+        return explainer, args, kwargs
+    other = Explainer(copy.deepcopy(explainer.model).to("cpu", dtype), bias=explainer.bias)
+    other.request = explainer.request
+    return other, args, kwargs
+
+
+def _description(explainer: Explainer, deployed: Deployed, free: bool) -> dict[str, str]:
+    model = explainer.model
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "rules": explainer.request.rules.name,
+        "bias": explainer.bias,
+        "target": deployed.target if isinstance(deployed.target, str) else json.dumps(deployed.target),
+        "explained": json.dumps(deployed.sources),
+        "inputs": json.dumps(deployed.inputs),
+        "biased": json.dumps(deployed.biased),
+        "batched": "yes" if deployed.batched else "no",
+        "batch": "free" if free else "fixed",
+        "model": type(model).__name__ if model is not None else "ExportedProgram",
+        "weights_sha256": "" if model is None else weights_hash(model),
+    }
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ExportError(f"onnx refuses the file: {str(error).splitlines()[0]}") from error
+
+
+def _size(path: Path) -> int:
+    beside = path.with_name(path.name + ".data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)

@@ -1,0 +1,147 @@
+"""Is the file the twin? onnxruntime's outputs against torch's, and the completeness of onnxruntime's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch.export import ExportedProgram
+
+from omenn_fx.capture import place_of
+from omenn_fx.errors import ParityError
+from omenn_fx.explainer import Explainer
+from omenn_fx.export.deployed import Deployed
+from omenn_fx.export.runtime import OnnxExplainer, load
+from omenn_fx.exporting import batch_size
+
+Tensor = torch.Tensor
+# |C of onnxruntime - C of the twin| summed, relative to S; the completeness of onnxruntime's C, relative to S
+PARITY = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+COMPLETENESS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The worst over the inputs tried, relative to S."""
+
+    logits: float
+    parity: float
+    completeness: float | None
+    inputs: int
+
+    def __str__(self) -> str:
+        sums = "" if self.completeness is None else f", completeness {self.completeness:.1e}"
+        return f"verified on {self.inputs} inputs: C within {self.parity:.1e} of S of the twin{sums}"
+
+
+def prove(
+    path: Path, explainer: Explainer, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed
+) -> Proof:
+    """Compare on the given inputs and on random ones. Raises ParityError with the first node that differs."""
+    session = load(path, providers=["CPUExecutionProvider"])
+    tried = [(args, kwargs), _disturbed(args, kwargs)]
+    found = [_compared(session, explainer, traced, a, k, deployed) for a, k in tried]
+    sums = [c for _, _, c in found if c is not None]
+    return Proof(max(f[0] for f in found), max(f[1] for f in found), max(sums) if sums else None, len(tried))
+
+
+def _disturbed(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(0)
+
+    def other(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+        spread = value.float().std().nan_to_num() if value.numel() else 1.0
+        return (noise * spread).to(value.dtype)
+
+    return pytree.tree_map(other, (args, kwargs))
+
+
+def _compared(
+    session: OnnxExplainer, explainer: Explainer, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed
+) -> tuple[float, float, float | None]:
+    """The differences of the logits and of C, and the completeness of onnxruntime's C where it holds all of the sum."""
+    _, leaves = explainer.program_for(args, kwargs)
+    twin = explainer(*args, **kwargs, target=_target(deployed, leaves))
+    values = [v.numpy(force=True) for v in leaves if isinstance(v, Tensor)]
+    if deployed.takes_target:
+        values.append(twin.target.numpy())
+    got = {name: torch.from_numpy(value).double() for name, value in session.run(values).items()}
+    scale = twin.scale.double().clamp_min(torch.finfo(torch.float32).tiny)
+
+    def summed(value: Tensor) -> Tensor:
+        return value.flatten(scale.ndim).sum(-1) if value.ndim > scale.ndim else value
+
+    largest = twin.outputs.abs().max().double() if twin.outputs.numel() else torch.tensor(1.0)
+    logits = float(((got["logits"] - twin.outputs.double()).abs() / largest.clamp_min(1e-30)).max())
+    parity, total = 0.0, torch.zeros_like(scale)
+    complete = all(one.C_b is not None for one in twin.inputs.values())
+    for name, one in twin.inputs.items():
+        end = f".{name}" if len(twin.inputs) > 1 else ""
+        for part, wanted in (("C", one.C), ("C_b", one.C_b)):
+            if f"{part}{end}" in got and wanted is not None:
+                parity = max(parity, float((summed((got[f"{part}{end}"] - wanted.double()).abs()) / scale).max()))
+        complete = complete and f"C{end}" in got
+        total = total + summed(got[f"C{end}"]) if complete else total
+    error = float(((total - twin.value.double()).abs() / scale).max()) if complete else None
+    dtype = twin.value.dtype
+    what = ""
+    if not logits <= PARITY[dtype]:
+        what = f"the logits differ from the model's by {logits:.1e} of the largest"
+    elif not parity <= PARITY[dtype]:
+        what = f"C differs from the twin's by {parity:.1e} of S"
+    elif error is not None and not error <= COMPLETENESS[dtype]:
+        what = f"sum(C) misses the explained value by {error:.1e} of S"
+    if what:
+        raise ParityError(f"onnxruntime computes something else: {what}. {first_difference(session, traced, values)}")
+    return logits, parity, error
+
+
+def _target(deployed: Deployed, leaves: Any) -> Any:
+    """The target that the file explains, as of a call."""
+    if not deployed.several:
+        return None if isinstance(deployed.target, str) else deployed.target
+    rows = batch_size(leaves) if deployed.batched else 1
+    return torch.tensor([list(deployed.target)] * (rows or 1))
+
+
+def first_difference(session: OnnxExplainer, traced: ExportedProgram, values: list[np.ndarray]) -> str:
+    """The first node of the graph whose value in onnxruntime is not torch's, in words."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(str(session.path))
+    made = {name for node in model.graph.node for name in node.output}
+    kept: dict[str, tuple[fx.Node, Tensor]] = {}
+
+    class Keeper(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, Tensor) and result.is_floating_point() and n.name in made:
+                kept[n.name] = n, result.detach().clone()
+            return result
+
+    with torch.no_grad():
+        Keeper(traced.module(check_guards=False)).run(*map(torch.from_numpy, values))
+    known = {o.name for o in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in kept if name not in known)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    run = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {i.name: v for i, v in zip(run.get_inputs(), values, strict=True)}
+    names = list(kept)
+    for name, value in zip(names, run.run(names, feeds), strict=True):
+        node, wanted = kept[name]
+        size = float(wanted.abs().max()) if wanted.numel() else 0.0
+        gap = (
+            float((torch.from_numpy(np.asarray(value)).double() - wanted.double()).abs().max()) if wanted.numel() else 0
+        )
+        if not gap <= 1e-3 * max(size, 1e-30):
+            return f"The first node that differs: {place_of(node)} (by {gap:.1e}, its largest value is {size:.1e})"
+    return "No single node differs by more than a thousandth: the difference builds up"
