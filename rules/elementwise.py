@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from omenn_fx.linear import Chain, Diagonal, Linear
 from omenn_fx.registry import Bias, Call, rule
@@ -75,10 +76,20 @@ rule(aten.neg.default, aten.negative.default, passes_gate=True)(
     lambda call: Diagonal(-1.0, call.shape(), call.out.shape)
 )
 
-function(aten.gelu.default, slope=0.5)
-function(aten.silu.default, slope=0.5)
-function(aten.hardswish.default, slope=0.5)
-function(aten.mish.default, slope=math.tanh(math.log(2.0)))
+# x times a gate: the gate is the ratio
+ratio(aten.silu.default)(lambda call: torch.sigmoid(call.x))
+ratio(aten.hardswish.default)(lambda call: F.hardsigmoid(call.x))
+ratio(aten.mish.default)(lambda call: torch.tanh(F.softplus(call.x)))
+
+
+@ratio(aten.gelu.default)
+def _gelu(call: Call) -> Tensor:
+    x = call.x
+    if call["approximate"] == "tanh":
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
 function(aten.tanh.default)
 function(aten.erf.default, slope=2 / math.sqrt(math.pi))
 function(aten.erfinv.default, slope=math.sqrt(math.pi) / 2)
@@ -184,17 +195,18 @@ def _clamped_slope(call: Call) -> float:
     return 1.0 if low < 0.0 < high else 0.0
 
 
-function(
-    aten.clamp.default,
-    aten.clip.default,
-    aten.clamp_min.default,
-    aten.clamp_max.default,
-    aten.hardtanh.default,
+@rule(
+    aten.clamp.default, aten.clip.default, aten.clamp_min.default, aten.clamp_max.default, aten.hardtanh.default,
     aten.relu6.default,
-    slope=_clamped_slope,
-    at0=_clamped_zero,
-    passes_gate=True,
-)
+    dynamic=True, passes_gate=True,
+)  # fmt: skip
+def _clamp(call: Call) -> tuple[Linear, Bias | None]:
+    x, zero, (low, high) = call.x, _clamped_zero(call), _limits(call)
+    if low == 0 < high and x.dtype in (torch.float32, torch.float64):
+        ratio = call.out / torch.clamp(x, min=torch.finfo(x.dtype).tiny)  # ReLU6: at and below 0 it is 0
+    else:
+        ratio = quotient(call.out - zero if zero else call.out, x, _clamped_slope(call))
+    return Diagonal(ratio, x.shape, call.out.shape), Bias(zero) if zero else None
 
 
 @rule(aten.clamp.Tensor, dynamic=True, passes_gate=True)

@@ -155,23 +155,39 @@ def _slice_back(call: Call, g: Tensor) -> Tensor:
         known = isinstance(end, int)
         if end is None or (known and (end == 2**63 - 1 or (isinstance(size, int) and end >= size))):
             return g
-    return torch.slice_scatter(zeros(g, call.shape()), g, call["dim"], call["start"], call["end"], call["step"])
+    start = start or 0
+    if call["step"] == 1 and isinstance(start, int) and isinstance(size, int):
+        return _between_zeros(g, call["dim"], max(start + size if start < 0 else start, 0), size)
+    return torch.slice_scatter(zeros(g, call.shape()), g, call["dim"], start, end, call["step"])
+
+
+def _select_back(call: Call, g: Tensor) -> Tensor:
+    index, size = call["index"], call.shape()[call["dim"]]
+    if isinstance(index, int) and isinstance(size, int):
+        dim = call["dim"] % len(call.shape())
+        return _between_zeros(g.unsqueeze(dim), dim, index % size, size)
+    return torch.select_scatter(zeros(g, call.shape()), g, call["dim"], index)
+
+
+def _between_zeros(g: Tensor, dim: int, start: int, size: int) -> Tensor:
+    """g from a position of a dimension on, zeros before and behind."""
+    behind = len(g.shape) - 1 - dim % len(g.shape)
+    return F.pad(g, [0, 0] * behind + [start, size - start - int(g.shape[dim])])
 
 
 moves(aten.slice.Tensor, back=_slice_back)
-moves(
-    aten.select.int,
-    back=lambda call, g: torch.select_scatter(zeros(g, call.shape()), g, call["dim"], call["index"]),
-)
+moves(aten.select.int, back=_select_back)
 
 
 def piece(shape: Shape, dim: int, start: Any, length: Any) -> Moves:
     """The positions start .. start + length of dimension `dim`."""
-    return Moves(
-        lambda u: u.narrow(dim, start, length),
-        lambda g: torch.slice_scatter(zeros(g, shape), g, dim, start, start + length, 1),
-        shape,
-    )
+
+    def back(g: Tensor) -> Tensor:
+        if isinstance(start, int) and isinstance(shape[dim], int):
+            return _between_zeros(g, dim, start, shape[dim])
+        return torch.slice_scatter(zeros(g, shape), g, dim, start, start + length, 1)
+
+    return Moves(lambda u: u.narrow(dim, start, length), back, shape)
 
 
 @rule(aten.narrow.default, passes_gate=True)
