@@ -19,8 +19,9 @@ _RELUS = (aten.relu.default, aten.relu_.default)
 def for_onnxruntime(module: fx.GraphModule) -> fx.GraphModule:
     """Run the passes on a float32 graph, in place."""
     editor = Editor(module)
-    masks(editor)
-    editor.graph.eliminate_dead_code()
+    for run in (masks, repairs, columns):
+        run(editor)
+        editor.graph.eliminate_dead_code()
     editor.graph.lint()
     module.recompile()
     return module
@@ -39,3 +40,29 @@ def masks(editor: Editor) -> None:
             mask = editor.call(aten.conv2d.default, x, weight, None, [1, 1], [0, 0], [1, 1], channels)
             clipped = editor.call(aten.clamp.default, mask, 0, 1)
         editor.replace(node, clipped)
+
+
+def repairs(editor: Editor) -> None:
+    """0 / 0 = slope is one comparison of the divisor, where nan_to_num takes eight operators; x must be finite."""
+    for node in editor.nodes(aten.nan_to_num.default):
+        quotient, *values = node.args
+        values += [node.kwargs[k] for k in ("nan", "posinf", "neginf") if k in node.kwargs]
+        if quotient.target is not aten.div.Tensor or len(set(values)) != 1 or len(values) != 3:
+            continue
+        if not isinstance(quotient.args[1], fx.Node):
+            continue
+        with editor.before(node):
+            slope = editor.add_constant(torch.tensor(float(values[0]), dtype=node.meta["val"].dtype))
+            origin = editor.call(aten.eq.Scalar, quotient.args[1], 0)
+            editor.replace(node, editor.call(aten.where.self, origin, slope, quotient))
+
+
+def columns(editor: Editor) -> None:
+    """A product with a constant vector is faster as one with a matrix of one column."""
+    for node in editor.nodes(aten.matmul.default):
+        vector = editor.constant(node.args[1])
+        if vector is None or vector.ndim != 1 or len(shape(node.args[0])) < 2:
+            continue
+        with editor.before(node):
+            product = editor.call(aten.matmul.default, node.args[0], editor.add_constant(vector[:, None]))
+            editor.replace(node, editor.call(aten.squeeze.dim, product, -1))

@@ -77,6 +77,45 @@ class Even:
         return Even(self.value * factor, self.even)
 
 
+def reshaped(part: Even, source: Shape, target: Shape) -> Even:
+    """A part at positions of shape `source`, in a view of shape `target`: what is even stays so where it is whole."""
+    value, even, shape = part.value, [], []
+    first: list[Any] = []
+    for old, new in _aligned(source, target):
+        wide = [d for d in old if not is_one(source[d])]
+        if wide and all(d in part.even for d in wide):
+            even += list(new)
+            shape += [1] * len(new)
+        else:
+            apart = [d for d in old if d in part.even]
+            first += apart
+            shape += [target[d] for d in new]
+    for d in first:  # even within a group that is not: it has to be seen
+        sizes = [source[i] if i == d else -1 for i in range(len(source))]
+        value = (value / source[d]).expand(tuple(sizes))
+    return Even(value.reshape(tuple(shape)), frozenset(even))
+
+
+def _aligned(source: Shape, target: Shape) -> list[tuple[range, range]]:
+    """Groups of dimensions, in order, that a view maps onto each other; from an unknown size on, one group in front."""
+    groups = []
+    i, j = len(source), len(target)
+    while i and j:
+        a, b, m, n = i - 1, j - 1, source[i - 1], target[j - 1]
+        while isinstance(m, int) and isinstance(n, int) and m != n and (a if m < n else b):
+            if m < n:
+                a, m = a - 1, m * source[a - 1] if isinstance(source[a - 1], int) else None
+            else:
+                b, n = b - 1, n * target[b - 1] if isinstance(target[b - 1], int) else None
+        if m is not n and not (isinstance(m, int) and isinstance(n, int) and m == n):
+            break
+        groups.append((range(a, i), range(b, j)))
+        i, j = a, b
+    if i or j:
+        groups.append((range(i), range(j)))
+    return groups[::-1]
+
+
 @dataclass(frozen=True)
 class Product:
     """Mass g * b of a bias b that is a vector along `dim` (None: any tensor that broadcasts to g)."""

@@ -16,6 +16,7 @@ from torch import fx
 
 from omenn_fx.editor import Editor, shape
 from omenn_fx.phases import phase_kernel, taps
+from omenn_fx.zeros import skip_zeros
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -228,6 +229,52 @@ def sums_over_channels(editor: Editor) -> None:
             editor.replace(node, editor.call(aten.squeeze.dim, editor.call(_CONV[n], g, row), 1))
 
 
+def share_attention(editor: Editor) -> None:
+    """The rule of an attention makes its weights A = softmax(Q K^T): the forward takes A V from the same A."""
+    weights = {frozenset(_read_by(node)): node for node in editor.nodes(aten.softmax.int)}
+    for node in editor.nodes(aten.scaled_dot_product_attention.default):
+        query, key, value, *rest = node.args
+        mask = (rest[:1] or [None])[0]
+        made = weights.get(frozenset(n for n in (query, key, mask) if n is not None))
+        if made is None or len(rest) > 3 or rest[1:2] not in ([], [0.0]) or node.kwargs.get("enable_gqa"):
+            continue
+        if list(shape(made)[:-1]) != list(shape(node)[:-1]):
+            continue
+        _hoist(editor, made, node)
+        with editor.before(node):
+            editor.replace(node, editor.call(aten.matmul.default, made, value))
+
+
+def _read_by(softmax: Any, depth: int = 8) -> set[Any]:
+    """The nodes that the scores of an attention are made of: what its product, scale and mask read."""
+    inside = {
+        aten.matmul.default, aten.mul.Tensor, aten.mul.Scalar, aten.transpose.int, aten.add.Tensor,
+        aten.masked_fill.Scalar, aten.bitwise_not.default, aten.nan_to_num.default,
+    }  # fmt: skip
+    found: set[Any] = set()
+    ahead = [(n, depth) for n in softmax.all_input_nodes]
+    while ahead:
+        node, left = ahead.pop()
+        if node.target in inside and left:
+            ahead += [(n, left - 1) for n in node.all_input_nodes]
+        else:
+            found.add(node)
+    return found
+
+
+def _hoist(editor: Editor, node: Any, target: Any) -> None:
+    """Move a node and what it is made of in front of another, which none of them reads."""
+    order = {n: i for i, n in enumerate(editor.graph.nodes)}
+    ahead, moved = [node], set()
+    while ahead:
+        at = ahead.pop()
+        if at not in moved and order[at] > order[target]:
+            moved.add(at)
+            ahead += at.all_input_nodes
+    for at in sorted(moved, key=order.__getitem__):
+        target.prepend(at)
+
+
 def merge_equal_nodes(editor: Editor) -> None:
     """Common subexpressions, computed once."""
     seen: dict[Any, fx.Node] = {}
@@ -272,4 +319,6 @@ PASSES: tuple[Callable[[Editor], None], ...] = (
     pointwise_adjoints,
     forward_convolutions,
     sums_over_channels,
+    skip_zeros,
+    share_attention,
 )

@@ -64,11 +64,14 @@ class GroupedHeads(Linear):
 )
 def _attention(call: Call) -> Linear:
     value = list(call.shape())
+    averages = call["attn_mask"] is None  # behind a mask a row may read no key at all
     if not call["enable_gqa"]:
-        return LeftMatrix(attention_weights(call), value, call.out.shape)
+        return LeftMatrix(attention_weights(call), value, call.out.shape, averages)
     heads = call["query"].shape[-3]
     wide = [*value[:-3], heads, *value[-2:]]
-    return Chain(LeftMatrix(attention_weights(call), wide, call.out.shape), GroupedHeads(heads // value[-3], value))
+    return Chain(
+        LeftMatrix(attention_weights(call), wide, call.out.shape, averages), GroupedHeads(heads // value[-3], value)
+    )
 
 
 # Softmax as content --------------------------------------------------------------------------------------------------

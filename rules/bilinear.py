@@ -123,10 +123,13 @@ def _addcdiv(call: Call) -> Affine:
 
 
 class LeftMatrix(Linear):
-    """W u = A u over the second last dimension: A moves tokens. Mass goes where A reads, in proportion to |A|."""
+    """W u = A u over the second last dimension: A moves tokens. Mass goes where A reads, in proportion to |A|.
 
-    def __init__(self, a: Tensor, operand: Shape, result: Shape):
-        self.a, self.operand, self.result = a, operand, result
+    `averages` says that the rows of A are not negative and sum to 1, as those of a softmax do.
+    """
+
+    def __init__(self, a: Tensor, operand: Shape, result: Shape, averages: bool = False):
+        self.a, self.operand, self.result, self.averages = a, operand, result, averages
 
     def apply(self, u: Tensor) -> Tensor:
         return torch.matmul(self.a, u)
@@ -139,14 +142,18 @@ class LeftMatrix(Linear):
         part, last = mass.parts[0], len(self.result) - 1
         even = len(mass.parts) == 1 and isinstance(part, Even) and part.even == {last}
         value = part.value if even and isinstance(part, Even) else mass.dense()  # tokens move without being spread
-        weight = torch.abs(self.a)
-        total = weight.sum(-1, keepdim=True)
-        empty = (total == 0).to(total.dtype)  # a row of zeros reads nothing: its mass goes to all tokens alike
-        share = (weight + empty) / (total + empty * self.operand[-2])
-        moved = torch.matmul(share.transpose(-2, -1), value)
+        moved = torch.matmul(self._shares().transpose(-2, -1), value)
         width = 1 if even else self.operand[-1]
         moved = sum_to(moved, [*self.result[:-2], self.operand[-2], width], [*self.operand[:-1], width])
         return Mass((Even(moved, frozenset({len(self.operand) - 1} if even else ())),), self.operand)
+
+    def _shares(self) -> Tensor:
+        if self.averages:
+            return self.a
+        weight = torch.abs(self.a)
+        total = weight.sum(-1, keepdim=True)
+        empty = (total == 0).to(total.dtype)  # a row of zeros reads nothing: its mass goes to all tokens alike
+        return (weight + empty) / (total + empty * self.operand[-2])
 
     def magnitude(self) -> Linear:
         return LeftMatrix(torch.abs(self.a), self.operand, self.result)

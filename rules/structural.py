@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from omenn_fx.linear import Diagonal, Linear, Moves
-from omenn_fx.mass import Even, Mass, Shape
+from omenn_fx.mass import Even, Mass, Shape, reshaped
 from omenn_fx.registry import Affine, Bias, Call, rule
 
 aten = torch.ops.aten
@@ -74,7 +74,23 @@ def _triangle(call: Call) -> Linear:
 
 # The same values, in another shape -----------------------------------------------------------------------------------
 
-moves(
+
+class Reshape(Moves):
+    """The same values in another shape; mass that is even over whole dimensions stays so."""
+
+    def __init__(self, operand: Shape, result: Shape):
+        super().__init__(lambda u: u.reshape(tuple(result)), lambda g: g.reshape(tuple(operand)), operand)
+        self.result = result
+
+    def carry(self, mass: Mass) -> Mass:
+        total = Mass((), self.operand)
+        for part in mass.parts:
+            even = part if isinstance(part, Even) else Even(part.dense(mass.shape))
+            total = total + Mass((reshaped(even, self.result, self.operand),), self.operand)
+        return total
+
+
+@rule(
     aten.view.default,
     aten._unsafe_view.default,
     aten.reshape.default,
@@ -87,8 +103,10 @@ moves(
     aten.squeeze.dim,
     aten.squeeze.dims,
     aten.unsqueeze.default,
-    back=lambda call, g: g.reshape(call.shape()),
+    passes_gate=True,
 )
+def _reshape(call: Call) -> Linear:
+    return Reshape(call.shape(), call.out.shape)
 
 
 class Permute(Moves):
@@ -155,7 +173,7 @@ def _slice_back(call: Call, g: Tensor) -> Tensor:
         known = isinstance(end, int)
         if end is None or (known and (end == 2**63 - 1 or (isinstance(size, int) and end >= size))):
             return g
-    start = start or 0
+    start = 0 if start is None else start
     if call["step"] == 1 and isinstance(start, int) and isinstance(size, int):
         return _between_zeros(g, call["dim"], max(start + size if start < 0 else start, 0), size)
     return torch.slice_scatter(zeros(g, call.shape()), g, call["dim"], start, end, call["step"])
