@@ -27,7 +27,7 @@ from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.layout import for_onnxruntime
 from omenn_fx.export.program import export_at
 from omenn_fx.export.verify import Proof, prove
-from omenn_fx.exporting import quiet
+from omenn_fx.exporting import batch_symbol, quiet
 from omenn_fx.passes import optimize
 
 Tensor = torch.Tensor
@@ -92,7 +92,7 @@ def to_onnx(
     proof = None
     if verify:
         _check(path)
-        proof = prove(path, explainer, traced, args, kwargs, deployed)
+        proof = prove(path, explainer, traced, args, kwargs, deployed, free)
     return OnnxFile(path, names, deployed.names, _size(path), time.perf_counter() - start, proof)
 
 
@@ -104,6 +104,8 @@ def _translated(
     if all(t.dtype == torch.float32 for t in example if t.is_floating_point()):
         module = for_onnxruntime(module)
     traced = export_at(module, example, batch)
+    if batch is not None and batch_symbol(traced) is None:
+        raise ExportError("the batch did not stay free while the graph was optimised: export with dynamic=()")
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:

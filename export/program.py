@@ -36,11 +36,12 @@ def export_at(module: nn.Module, example: Sequence[Any], batch: int | None) -> E
     example = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in example]
     shapes: Any = None
     if batch is not None:
-        if batch == 1:  # torch.export takes a size of 1 for a constant
-            example = [torch.cat([t, t]) if _batched(t, 1) else t for t in example]
+        # torch.export takes sizes of 0 and 1 for constants, and may find at 2 that nothing else fits
+        rows = torch.arange(max(batch, 3)) % max(batch, 1)
+        example = [t[rows.to(t.device)] if _batched(t, batch) else t for t in example]
         shapes = ShapesCollection()
         for t in example:
-            if _batched(t, max(batch, 2)):
+            if _batched(t, len(rows)):
                 shapes[t] = {0: Dim.AUTO}
     with quiet(), torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False)

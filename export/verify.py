@@ -40,14 +40,27 @@ class Proof:
 
 
 def prove(
-    path: Path, explainer: Explainer, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed
+    path: Path, explainer: Explainer, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed, free: bool
 ) -> Proof:
     """Compare on the given inputs and on random ones. Raises ParityError with the first node that differs."""
     session = load(path, providers=["CPUExecutionProvider"])
     tried = [(args, kwargs), _disturbed(args, kwargs)]
+    rows = batch_size(pytree.tree_leaves((args, kwargs)))
+    if free and rows:
+        tried.append(_one_more(*tried[1], rows))
     found = [_compared(session, explainer, traced, a, k, deployed) for a, k in tried]
     sums = [c for _, _, c in found if c is not None]
     return Proof(max(f[0] for f in found), max(f[1] for f in found), max(sums) if sums else None, len(tried))
+
+
+def _one_more(args: Any, kwargs: Any, rows: int) -> tuple[Any, Any]:
+    """A batch of another size: its first sample again."""
+
+    def longer(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == rows
+        return torch.cat([value, value[:1]]) if batched else value
+
+    return pytree.tree_map(longer, (args, kwargs))
 
 
 def _disturbed(args: Any, kwargs: Any) -> tuple[Any, Any]:

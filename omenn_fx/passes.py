@@ -7,6 +7,7 @@ own; the explainer in memory shares its weights with the model.
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from torch import fx
 
 from omenn_fx.editor import Editor, shape
 from omenn_fx.phases import phase_kernel, taps
-from omenn_fx.zeros import skip_zeros
+from omenn_fx.zeros import parts_early, skip_zeros
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -245,6 +246,23 @@ def share_attention(editor: Editor) -> None:
             editor.replace(node, editor.call(aten.matmul.default, made, value))
 
 
+def share_gates(editor: Editor) -> None:
+    """gelu(x) = x r with the ratio r = (1 + erf(x / sqrt 2)) / 2 that its rule makes."""
+    for node in editor.nodes(aten.gelu.default):
+        if node.args[1:] or node.kwargs:
+            continue
+        at, chain = node.args[0], [aten.mul.Tensor, aten.erf.default, aten.add.Tensor, aten.mul.Tensor]
+        numbers: list[list[float]] = [[math.sqrt(0.5)], [], [1], [0.5]]
+        for step, rest in zip(chain, numbers, strict=True):
+            at = next((u for u in at.users if u.target is step and list(u.args[1:]) == rest), None)
+            if at is None:
+                break
+        if at is not None:
+            _hoist(editor, at, node)
+            with editor.before(node):
+                editor.replace(node, editor.call(aten.mul.Tensor, node.args[0], at))
+
+
 def _read_by(softmax: Any, depth: int = 8) -> set[Any]:
     """The nodes that the scores of an attention are made of: what its product, scale and mask read."""
     inside = {
@@ -320,5 +338,8 @@ PASSES: tuple[Callable[[Editor], None], ...] = (
     forward_convolutions,
     sums_over_channels,
     skip_zeros,
+    merge_equal_nodes,
+    parts_early,
     share_attention,
+    share_gates,
 )

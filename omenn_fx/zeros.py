@@ -1,48 +1,63 @@
-"""Skip zeros: an adjoint that is zero outside of one block, as that of a part of a packed projection is, moves on as
-that block alone, until a matrix or a sum reads it: then only that part of the matrix is needed."""
+"""Skip zeros: an adjoint that is zero outside of one block moves on as that block alone.
+
+So is that of a class token, or of a part of a packed projection. What reads a block and some matrix needs that part of
+the matrix only; what multiplies it with a value of the forward needs that part of the forward. A part of the forward is
+then taken as early as the operators allow: the last block of a transformer is computed for the class token alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from omenn_fx.editor import Editor, shape
 
 aten = torch.ops.aten
+_PADS = (aten.pad.default, aten.constant_pad_nd.default)
+_PRODUCTS = (aten.mul.Tensor, aten.div.Tensor)
+_SUMS = (aten.add.Tensor, aten.sub.Tensor)
+_REDUCTIONS = (aten.sum.dim_IntList, aten.mean.dim)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A value that is `inner` at positions start .. start + length of one dimension, and zero elsewhere."""
+    """A value that is `inner` at positions start .. start + length of one dimension of `size`, and zero elsewhere."""
 
     inner: Any  # the node
     dim: int
     start: int
     length: int
+    size: int
+
+    @property
+    def range(self) -> tuple[int, int, int]:
+        return self.start, self.length, self.size
 
 
 def skip_zeros(editor: Editor) -> None:
-    """Matrices and sums that read a block between zeros read the block."""
+    """Compute with blocks where that is the same. Whatever does not know blocks reads them padded, as before."""
     blocks: dict[Any, Block] = {}
-    for node in editor.nodes(aten.pad.default, aten.constant_pad_nd.default, *_MOVES, aten.matmul.default, _SUM):
-        if node.target in (aten.pad.default, aten.constant_pad_nd.default):
+    for node in editor.nodes(*_PADS, *_STEPS):
+        if node.target in _PADS:
             block = _padded(node)
-        else:
-            source = blocks.get(node.args[0])
-            if source is None:
-                continue
-            with editor.before(node):
-                if node.target in (aten.matmul.default, _SUM):
-                    read = _read(editor, node, source)
-                    if read is not None:
-                        editor.replace(node, read)
-                    continue
-                block = _MOVES[node.target](editor, node, source)
-        if block is not None:
-            blocks[node] = block
+            if block is not None:
+                blocks[node] = block
+            continue
+        if not any(isinstance(a, fx.Node) and a in blocks for a in node.args):
+            continue
+        with editor.before(node):
+            found = _STEPS[node.target](editor, node, blocks)
+            if isinstance(found, Block):
+                padded = _pad(editor, found, len(shape(node)))
+                blocks[padded] = found
+                editor.replace(node, padded)
+            elif found is not None:
+                editor.replace(node, found)
 
 
 def _padded(node: Any) -> Block | None:
@@ -55,53 +70,118 @@ def _padded(node: Any) -> Block | None:
         return None
     dim = len(shape(node)) - 1 - wide[0]
     size = shape(x)[dim]
-    return Block(x, dim, pads[2 * wide[0]], size) if isinstance(size, int) else None
+    return Block(x, dim, pads[2 * wide[0]], size, shape(node)[dim]) if isinstance(size, int) else None
 
 
-def _reshaped(editor: Editor, node: Any, block: Block) -> Block | None:
-    """Through a view in which the dimension of the block stands alone or becomes the outer part of a larger one."""
+def _pad(editor: Editor, block: Block, ndim: int) -> Any:
+    pads = [0, 0] * (ndim - 1 - block.dim) + [block.start, block.size - block.start - block.length]
+    return editor.call(aten.pad.default, block.inner, pads)
+
+
+def _part(editor: Editor, value: Any, block: Block, ndim: int) -> Any:
+    """What a value that is multiplied with a block holds at its positions."""
+    if not isinstance(value, fx.Node):
+        return value
+    dim = block.dim - ndim + len(shape(value))
+    if dim < 0 or _same(shape(value)[dim], 1):
+        return value
+    constant = editor.constant(value)
+    if constant is not None:
+        return editor.add_constant(constant.narrow(dim, block.start, block.length))
+    return editor.call(aten.narrow.default, value, dim, block.start, block.length)
+
+
+# One step for each operator: the block of its result, a value without zeros, or None where it needs them -------------
+
+
+def _reshaped(editor: Editor, node: Any, blocks: dict[Any, Block]) -> Block | None:
+    """A view in which the dimension of the block stands alone or becomes the outer part of a larger one."""
+    block = blocks[node.args[0]]
     before, after, sizes = shape(node.args[0]), shape(node), list(node.args[1])
     for d, size in enumerate(after):
         rest, inside = _product(after[d + 1 :]), 1
         for end in range(block.dim + 1, len(before) + 1):
-            whole = before[block.dim] * inside
-            if _same(size, whole) and _same(rest, _product(before[end:])) and isinstance(whole, int):
+            whole = block.size * inside
+            if type(whole) is int and _same(size, whole) and _same(rest, _product(before[end:])):
                 sizes[d] = block.length * inside
                 inner = editor.call(node.target, block.inner, sizes)
-                return Block(inner, d, block.start * inside, block.length * inside)
+                return Block(inner, d, block.start * inside, block.length * inside, whole)
             inside = inside * before[end] if end < len(before) else inside
     return None
 
 
-def _permuted(editor: Editor, node: Any, block: Block) -> Block:
-    dims = [d % len(shape(node)) for d in node.args[1]]
-    inner = editor.call(node.target, block.inner, node.args[1])
-    return Block(inner, dims.index(block.dim), block.start, block.length)
+def _unsqueezed(editor: Editor, node: Any, blocks: dict[Any, Block]) -> Block:
+    block, at = blocks[node.args[0]], node.args[1] % len(shape(node))
+    return Block(editor.call(node.target, block.inner, at), block.dim + (at <= block.dim), *block.range)
 
 
-def _transposed(editor: Editor, node: Any, block: Block) -> Block:
+def _permuted(editor: Editor, node: Any, blocks: dict[Any, Block]) -> Block:
+    block, dims = blocks[node.args[0]], [d % len(shape(node)) for d in node.args[1]]
+    return Block(editor.call(node.target, block.inner, dims), dims.index(block.dim), *block.range)
+
+
+def _transposed(editor: Editor, node: Any, blocks: dict[Any, Block]) -> Block:
+    block = blocks[node.args[0]]
     first, second = (d % len(shape(node)) for d in node.args[1:])
     dim = {first: second, second: first}.get(block.dim, block.dim)
-    return Block(editor.call(node.target, block.inner, *node.args[1:]), dim, block.start, block.length)
+    return Block(editor.call(node.target, block.inner, first, second), dim, *block.range)
 
 
-def _read(editor: Editor, node: Any, block: Block) -> Any:
-    """The matrix product or sum over the block alone; None where it does not sum over its dimension."""
-    last = len(shape(node.args[0])) - 1
-    if node.target is _SUM:
-        dims = [d % (last + 1) for d in node.args[1]]
-        return editor.call(node.target, block.inner, *node.args[1:]) if block.dim in dims else None
-    matrix = editor.constant(node.args[1])
-    if matrix is None or block.dim != last:
+def _scaled(editor: Editor, node: Any, blocks: dict[Any, Block]) -> Block | None:
+    """A product or quotient of a block: only that part of the other operand is read."""
+    first, second = node.args
+    ndim = len(shape(node))
+    if first not in blocks and node.target is aten.div.Tensor:
         return None
-    part = editor.add_constant(matrix.narrow(0, block.start, block.length))
-    return editor.call(node.target, block.inner, part)
+    block, other = (blocks[first], second) if first in blocks else (blocks[second], first)
+    if len(shape(block.inner)) != ndim or (isinstance(other, fx.Node) and other in blocks):
+        return None
+    part = _part(editor, other, block, ndim)
+    args = (block.inner, part) if first in blocks else (part, block.inner)
+    return Block(editor.call(node.target, *args), block.dim, *block.range)
 
 
-_SUM = aten.sum.dim_IntList
-_MOVES = {
+def _added(editor: Editor, node: Any, blocks: dict[Any, Block]) -> Block | None:
+    """The sum of two blocks at the same place."""
+    first, second = (blocks.get(a) if isinstance(a, fx.Node) else None for a in node.args)
+    if first is None or second is None or node.kwargs:
+        return None
+    same = (first.dim, *first.range) == (second.dim, *second.range)
+    ndim = len(shape(node))
+    if not same or len(shape(first.inner)) != ndim or len(shape(second.inner)) != ndim:
+        return None
+    return Block(editor.call(node.target, first.inner, second.inner), first.dim, *first.range)
+
+
+def _reduced(editor: Editor, node: Any, blocks: dict[Any, Block]) -> Any:
+    """A sum over the block's dimension has no zeros left; one over others keeps them."""
+    x, dims, *rest = node.args
+    block, ndim = blocks[x], len(shape(x))
+    dims = [d % ndim for d in dims]
+    if block.dim in dims:
+        return editor.call(node.target, block.inner, dims, *rest) if node.target is aten.sum.dim_IntList else None
+    keep = bool(rest and rest[0])
+    dim = block.dim if keep else block.dim - sum(d < block.dim for d in dims)
+    return Block(editor.call(node.target, block.inner, dims, *rest), dim, *block.range)
+
+
+def _multiplied(editor: Editor, node: Any, blocks: dict[Any, Block]) -> Any:
+    """A constant matrix behind a block: part of its rows, or the same for each position of the block."""
+    block, matrix = blocks.get(node.args[0]), editor.constant(node.args[1])
+    if block is None or matrix is None or matrix.ndim > 2:
+        return None
+    last = len(shape(node.args[0])) - 1
+    if block.dim == last:
+        part = editor.add_constant(matrix.narrow(0, block.start, block.length))
+        return editor.call(node.target, block.inner, part)
+    return Block(editor.call(node.target, block.inner, node.args[1]), block.dim, *block.range)
+
+
+Step = Callable[[Editor, Any, dict[Any, Block]], Any]
+_STEPS: dict[Any, Step] = {
     aten.reshape.default: _reshaped, aten.view.default: _reshaped, aten.permute.default: _permuted,
-    aten.transpose.int: _transposed,
+    aten.transpose.int: _transposed, aten.unsqueeze.default: _unsqueezed, aten.matmul.default: _multiplied,
+    **dict.fromkeys(_PRODUCTS, _scaled), **dict.fromkeys(_SUMS, _added), **dict.fromkeys(_REDUCTIONS, _reduced),
 }  # fmt: skip
 
 
@@ -114,3 +194,53 @@ def _product(sizes: Any) -> Any:
 
 def _same(a: Any, b: Any) -> bool:
     return statically_known_true(a == b)
+
+
+# Parts of the forward ------------------------------------------------------------------------------------------------
+
+_ELEMENTWISE = (
+    *_PRODUCTS, *_SUMS, aten.gelu.default, aten.relu.default, aten.erf.default, aten.tanh.default, aten.silu.default,
+    aten.sigmoid.default, aten.add_.Tensor, aten.to.dtype,
+)  # fmt: skip
+
+
+def parts_early(editor: Editor) -> None:
+    """Take a part of a value before it is computed, where all that read it take the same part."""
+    for node in editor.nodes(aten.slice.Tensor):
+        if _same(node.args[2], 0) and isinstance(node.args[3], int) and node.args[3] >= 2**62 and len(node.args) < 5:
+            editor.replace(node, node.args[0])  # x[:, ...] before x[:, 0]
+    for node in editor.nodes(aten.select.int):
+        x, dim, index = node.args
+        if isinstance(index, int) and isinstance(shape(x)[dim], int):
+            with editor.before(node):
+                part = editor.call(aten.narrow.default, x, dim % len(shape(x)), index % shape(x)[dim], 1)
+                editor.replace(node, editor.call(aten.squeeze.dim, part, dim % len(shape(x))))
+    for node in reversed(list(editor.graph.nodes)):
+        read = {u.args[1:] for u in node.users if u.target is aten.narrow.default}
+        if len(read) != 1 or any(u.target is not aten.narrow.default for u in node.users):
+            continue
+        (where,) = read
+        taken = _taken(editor, node, *where)
+        if taken is not None:
+            for user in list(node.users):
+                editor.replace(user, taken)
+    editor.graph.eliminate_dead_code()
+
+
+def _taken(editor: Editor, node: Any, dim: int, start: int, length: int) -> Any:
+    """The part of an operator's value from the parts of its operands; None where it works along the dimension."""
+    ndim = len(shape(node)) if isinstance(node.meta.get("val"), torch.Tensor) else 0
+    works_apart = {
+        aten.linear.default: dim < ndim - 1,
+        aten.layer_norm.default: node.target is aten.layer_norm.default and dim < ndim - len(node.args[1]),
+    }
+    elementwise = node.target in _ELEMENTWISE
+    if not (elementwise or works_apart.get(node.target, False)) or node.users == {}:
+        return None
+    block = Block(None, dim, start, length, shape(node)[dim])
+    with editor.before(node):
+        args = [
+            _part(editor, a, block, ndim) if isinstance(a, fx.Node) and (elementwise or i == 0) else a
+            for i, a in enumerate(node.args)
+        ]
+        return editor.call(node.target, *args, **node.kwargs)
