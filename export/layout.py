@@ -1,10 +1,14 @@
 """Passes for onnxruntime's CPU kernels, which keep the values between convolutions in blocks of channels.
 
-Whatever is not a convolution, a pool, a sum or a product of equal shapes leaves that layout and comes back. A mask can
-be written as a depthwise convolution, the same to the last bit.
+Whatever is not a convolution, a pool, a sum or a product of equal shapes leaves that layout and comes back. A mask, a
+phase of an image, zeros between its values: all can be written as depthwise convolutions, the same to the last bit for
+finite values.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import fx
@@ -13,13 +17,22 @@ from omenn_fx.editor import Editor, shape
 
 aten = torch.ops.aten
 HUGE = 3e38  # times the smallest normal float32 it is above 1
+BLOCK = 16  # channels
+_BINARY = (aten.add.Tensor, aten.mul.Tensor)
+_KEEPS_BLOCKS = (
+    aten.conv2d.default,
+    aten.relu.default,
+    aten.relu_.default,
+    aten.max_pool2d.default,
+    aten.clamp.default,
+)
 _RELUS = (aten.relu.default, aten.relu_.default)
 
 
 def for_onnxruntime(module: fx.GraphModule) -> fx.GraphModule:
     """Run the passes on a float32 graph, in place."""
     editor = Editor(module)
-    for run in (masks, repairs, columns):
+    for run in (masks, phases_of_images, interleaved, stuffed, blocked, repairs, columns):
         run(editor)
         editor.graph.eliminate_dead_code()
     editor.graph.lint()
@@ -40,6 +53,105 @@ def masks(editor: Editor) -> None:
             mask = editor.call(aten.conv2d.default, x, weight, None, [1, 1], [0, 0], [1, 1], channels)
             clipped = editor.call(aten.clamp.default, mask, 0, 1)
         editor.replace(node, clipped)
+
+
+def phases_of_images(editor: Editor) -> None:
+    """Every s-th row and column of a ReLU: a strided depthwise convolution that picks one value."""
+    for node in editor.nodes(aten.permute.default):
+        blocks, order = node.args
+        x = blocks.args[0] if blocks.target is aten.reshape.default else None
+        if list(order) != [3, 5, 0, 1, 2, 4] or x is None or x.target not in _RELUS or len(shape(x)) != 4:
+            continue
+        channels, stride = int(shape(x)[1]), [int(shape(blocks)[3]), int(shape(blocks)[5])]
+        for row in [u for u in node.users if _selects_first(u)]:
+            for picked in [u for u in row.users if _selects_first(u)]:
+                kernel = torch.zeros(channels, 1, *stride)
+                kernel[:, :, row.args[2], picked.args[2]] = 1
+                with editor.before(picked):
+                    weight = editor.add_constant(kernel)
+                    new = editor.call(aten.conv2d.default, x, weight, None, stride, [0, 0], [1, 1], channels)
+                editor.replace(picked, new)
+
+
+def _selects_first(node: Any) -> bool:
+    return node.target is aten.select.int and node.args[1] == 0
+
+
+def interleaved(editor: Editor) -> None:
+    """The phases of an image side by side: a transposed convolution puts each in its place, a group for each channel."""
+    for node in editor.nodes(aten.pixel_shuffle.default):
+        x, s = node.args
+        if not 2 <= s <= 4 or len(shape(x)) != 4 or node.meta["val"].dtype != torch.float32:
+            continue
+        channels = int(shape(node)[1])
+        kernel = torch.eye(s * s).reshape(1, s * s, 1, s, s).expand(channels, -1, -1, -1, -1).flatten(0, 1)
+        with editor.before(node):
+            weight = editor.add_constant(kernel)
+            args = (x, weight, None, [s, s], [0, 0], [0, 0], channels)
+            editor.replace(node, editor.call(aten.conv_transpose2d.input, *args))
+
+
+def stuffed(editor: Editor) -> None:
+    """Zeros between the values of an image, where a pointwise convolution had a stride: the same with a kernel of 1."""
+    for node in editor.nodes(aten.pad.default):
+        x, pads = node.args[:2]
+        if len(shape(node)) != 6 or [pads[i] for i in (0, 2, 3, 4, 6, 7)] != [0] * 6 or len(pads) != 8:
+            continue
+        inner = x.args[0] if x.target is aten.unsqueeze.default else None
+        image = inner.args[0] if inner is not None and inner.target is aten.unsqueeze.default else None
+        whole = next(iter(node.users), None)
+        whole = next(iter(whole.users), None) if whole is not None and len(node.users) == 1 else None
+        if image is None or whole is None or len(shape(image)) != 4 or len(shape(whole)) != 4:
+            continue
+        if node.meta["val"].dtype != torch.float32 or whole.target is not aten.flatten.using_ints:
+            continue
+        channels, rest = int(shape(image)[1]), [pads[5], pads[1]]
+        with editor.before(whole):
+            ones = editor.add_constant(torch.ones(channels, 1, 1, 1))
+            args = (image, ones, None, [r + 1 for r in rest], [0, 0], rest, channels)
+            editor.replace(whole, editor.call(aten.conv_transpose2d.input, *args))
+
+
+def blocked(editor: Editor) -> None:
+    """A sum or product of one value in the blocked layout and one that is not would put all after it out of the layout:
+    the other goes in by a depthwise convolution with 1."""
+    inside: set[fx.Node] = set()
+    for node in editor.nodes(*_KEEPS_BLOCKS, *_BINARY):
+        if len(shape(node)) != 4 or node.meta["val"].dtype != torch.float32:
+            continue
+        operands = [a for a in node.args if isinstance(a, fx.Node) and editor.constant(a) is None]
+        if node.target is aten.conv2d.default:
+            inside |= {node} if _whole_blocks(node) else set()
+        elif node.target in _BINARY:
+            alike = len(operands) == 2 and all(list(shape(a)[1:]) == list(shape(node)[1:]) for a in operands)
+            there = [a in inside for a in operands]
+            if not alike or not any(there) or not _whole_blocks(node):
+                continue
+            for operand in operands:
+                if operand not in inside:
+                    with editor.before(node):
+                        moved = _moved_in(editor, operand)
+                    operand.replace_all_uses_with(moved, delete_user_cb=partial(_reads_later, moved))
+                    inside.add(moved)
+            inside.add(node)
+        elif operands and operands[0] in inside:
+            inside.add(node)
+
+
+def _moved_in(editor: Editor, value: fx.Node) -> fx.Node:
+    channels = int(shape(value)[1])
+    ones = editor.add_constant(torch.ones(channels, 1, 1, 1))
+    return editor.call(aten.conv2d.default, value, ones, None, [1, 1], [0, 0], [1, 1], channels)
+
+
+def _reads_later(moved: fx.Node, user: fx.Node) -> bool:
+    """Sums and products behind the move read the moved value."""
+    return user.target in _BINARY and moved < user
+
+
+def _whole_blocks(node: fx.Node) -> bool:
+    channels = shape(node)[1]
+    return isinstance(channels, int) and channels % BLOCK == 0
 
 
 def repairs(editor: Editor) -> None:

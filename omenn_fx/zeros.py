@@ -209,22 +209,31 @@ def parts_early(editor: Editor) -> None:
     for node in editor.nodes(aten.slice.Tensor):
         if _same(node.args[2], 0) and isinstance(node.args[3], int) and node.args[3] >= 2**62 and len(node.args) < 5:
             editor.replace(node, node.args[0])  # x[:, ...] before x[:, 0]
-    for node in editor.nodes(aten.select.int):
-        x, dim, index = node.args
-        if isinstance(index, int) and isinstance(shape(x)[dim], int):
-            with editor.before(node):
-                part = editor.call(aten.narrow.default, x, dim % len(shape(x)), index % shape(x)[dim], 1)
-                editor.replace(node, editor.call(aten.squeeze.dim, part, dim % len(shape(x))))
     for node in reversed(list(editor.graph.nodes)):
-        read = {u.args[1:] for u in node.users if u.target is aten.narrow.default}
-        if len(read) != 1 or any(u.target is not aten.narrow.default for u in node.users):
+        reads = {_reads(user, node) for user in node.users}
+        if len(reads) != 1 or None in reads:
             continue
-        (where,) = read
+        (where,) = reads
+        assert where is not None
         taken = _taken(editor, node, *where)
-        if taken is not None:
-            for user in list(node.users):
-                editor.replace(user, taken)
+        if taken is None:
+            continue
+        for user in list(node.users):
+            with editor.before(user):
+                one = user.target is aten.select.int
+                editor.replace(user, editor.call(aten.squeeze.dim, taken, where[0]) if one else taken)
     editor.graph.eliminate_dead_code()
+
+
+def _reads(user: Any, node: Any) -> tuple[int, int, int] | None:
+    """The part of a node's value that a user takes: dimension, start, length."""
+    if user.target not in (aten.narrow.default, aten.select.int) or user.args[0] is not node:
+        return None
+    dim = user.args[1] % len(shape(node))
+    size, start = shape(node)[dim], user.args[2]
+    if not isinstance(size, int) or not isinstance(start, int):
+        return None
+    return dim, start % size, 1 if user.target is aten.select.int else user.args[3]
 
 
 def _taken(editor: Editor, node: Any, dim: int, start: int, length: int) -> Any:

@@ -162,14 +162,14 @@ def forward(report: invariants.Report, explanation: Explanation, example: Exampl
 
 def _facts(explainer: Explainer, explanation: Explanation) -> Record:
     """What the roles decided, and how large the terms of the sum are."""
-    captured = explainer._ready.captured
+    captured = explainer.ready.captured
     scale = explanation.scale
     readers = {reader for reader, _ in explainer.opaque}
     opaque = sum((explanation.bias[r].abs() for r in readers if r in explanation.bias), torch.zeros_like(scale))
     tensors = [explanation.outputs, *(t for i in explanation.inputs.values() for t in (i.C_w, i.C_b, i.C))]
     return {
         "nodes": len(captured.graph.nodes),
-        "content": len(explainer._ready.tagged.content),
+        "content": len(explainer.ready.tagged.content),
         "dynamic_batch": captured.dynamic_batch,
         "decisions": dict(Counter(d.policy for d in explainer.decisions)),
         "opaque": len(readers),
