@@ -78,7 +78,7 @@ def _selects_first(node: Any) -> bool:
 
 
 def interleaved(editor: Editor) -> None:
-    """The phases of an image side by side: a transposed convolution puts each in its place, a group for each channel."""
+    """The phases of an image side by side: a transposed convolution with a group for each channel interleaves them."""
     for node in editor.nodes(aten.pixel_shuffle.default):
         x, s = node.args
         if not 2 <= s <= 4 or len(shape(x)) != 4 or node.meta["val"].dtype != torch.float32:
