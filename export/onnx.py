@@ -21,17 +21,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
-from omenn_fx.errors import ExportError
+from omenn_fx.errors import ExportError, OmennError
 from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.layout import for_onnxruntime
 from omenn_fx.export.program import export_at
 from omenn_fx.export.verify import Proof, prove
-from omenn_fx.exporting import batch_symbol, quiet
+from omenn_fx.exporting import batch_size, batch_symbol, quiet
 from omenn_fx.passes import optimize
 
 Tensor = torch.Tensor
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float16": torch.float16}  # onnxruntime convolves no float64
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ def to_onnx(
     explainer, args, kwargs = _in_dtype(explainer, args, kwargs, DTYPES[dtype])
     program, leaves = explainer.program_for(args, kwargs)
     deployed = Deployed(program, explainer.request.batched, leaves, outputs, target)
-    rows = explainer(*args, **kwargs).outputs
+    fixed = None if isinstance(target, str) else target
+    if isinstance(fixed, (list, tuple)):
+        fixed = torch.tensor([list(fixed)] * (batch_size(leaves) or 1))
+    rows = explainer(*args, **kwargs, target=fixed).outputs  # raises TargetError now
     example = [v for v in leaves if isinstance(v, Tensor)]
     if deployed.takes_target:
         example.append(torch.zeros(rows.shape[0], dtype=torch.long))
@@ -91,8 +94,13 @@ def to_onnx(
     model.save(path)
     proof = None
     if verify:
-        _check(path)
-        proof = prove(path, explainer, traced, args, kwargs, deployed, free)
+        try:
+            _check(path)
+            proof = prove(path, explainer, traced, args, kwargs, deployed, free)
+        except OmennError:
+            path.unlink()  # a file that computes something else must not be taken for one that does not
+            path.with_name(path.name + ".data").unlink(missing_ok=True)
+            raise
     return OnnxFile(path, names, deployed.names, _size(path), time.perf_counter() - start, proof)
 
 

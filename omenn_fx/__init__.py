@@ -5,18 +5,25 @@ explainer = omenn_fx.transform(model)
 explanation = explainer(x, target=207)   # explanation.C sums to the logit
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from omenn_fx._version import __version__
 from omenn_fx.affine import AffineMap
 from omenn_fx.check import check
 from omenn_fx.check_report import CheckReport, NodeVerdict, Verdict
 from omenn_fx.errors import (
     CaptureError,
+    ExportError,
     InputError,
     MixedBatchError,
     ModeError,
     NoContentError,
     OmennError,
     OutputError,
+    ParityError,
     SizeError,
     TargetError,
     UnsupportedOpError,
@@ -27,8 +34,19 @@ from omenn_fx.registry import omenn
 from omenn_fx.validate import NodeError
 from omenn_fx.validation_report import ValidationReport
 
+if TYPE_CHECKING:
+    from omenn_fx.export.archive import SavedExplainer
+
 rule = omenn.register
 opaque = omenn.opaque
+
+
+def load(path: str | Path) -> SavedExplainer:
+    """Load an explainer that `Explainer.save` wrote to a `.pt2` file. Raises ExportError where it is none."""
+    from omenn_fx.export.archive import load as read
+
+    return read(path)
+
 
 __all__ = [
     "AffineMap",
@@ -37,6 +55,7 @@ __all__ = [
     "CheckReport",
     "Explainer",
     "Explanation",
+    "ExportError",
     "InputError",
     "InputExplanation",
     "MixedBatchError",
@@ -47,6 +66,7 @@ __all__ = [
     "NodeVerdict",
     "OmennError",
     "OutputError",
+    "ParityError",
     "SizeError",
     "TargetError",
     "UnsupportedOpError",
@@ -54,6 +74,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "check",
+    "load",
     "opaque",
     "rule",
     "transform",

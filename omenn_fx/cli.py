@@ -1,4 +1,4 @@
-"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`; `check` and `validate` are in cli_check."""
+"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`; cli_check and cli_export have the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 import omenn_fx
-from omenn_fx import cli_check, sources
+from omenn_fx import cli_check, cli_export, sources
 from omenn_fx.errors import InputError, OmennError
 from omenn_fx.explanation import Explanation
 from omenn_fx.images import open_image
@@ -53,6 +53,7 @@ def _version(wanted: bool) -> None:
 
 app.command()(cli_check.check)
 app.command()(cli_check.validate)
+app.command()(cli_export.export)
 
 
 @app.callback()

@@ -59,7 +59,7 @@ def check(
     """
     errors = Console(stderr=True)
     try:
-        loaded = _loaded(model, errors)
+        loaded = loaded_model(model, errors)
         args = tuple(map(_input, inputs)) if inputs else _own(loaded)
         report = omenn_fx.check(loaded.model, args, output=output, batched=not one_sample)
     except OmennError as error:
@@ -91,7 +91,7 @@ def validate(
     """
     errors = Console(stderr=True)
     try:
-        loaded = _loaded(model, errors, weights, pretrained, Sizes(size, resize))
+        loaded = loaded_model(model, errors, weights, pretrained, Sizes(size, resize))
         x = torch.cat([loaded.preprocess(open_image(file)) for file in image]).to(loaded.dtype)
         if double:
             if isinstance(loaded.model, ExportedProgram):
@@ -112,9 +112,10 @@ def validate(
     raise typer.Exit(0 if report.ok else FAILED)
 
 
-def _loaded(
+def loaded_model(
     spec: str, errors: Console, weights: Path | None = None, pretrained: bool = False, sizes: Sizes | None = None
 ) -> Loaded:
+    """Load a model for a command that reports by itself: warnings of ours would say it twice."""
     logging.getLogger("omenn_fx").setLevel(logging.ERROR)  # the report says it
     warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, about its own code
     with errors.status("loading the model"):

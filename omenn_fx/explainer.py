@@ -351,7 +351,7 @@ class Explainer(nn.Module):
             target: "input": an int64 input `target` [N], a flat position in each row of the outputs; "top1": each
                 row's largest output; an int; a list of T ints: T explanations at once, tensors [N, T, ...].
             opset: of ONNX. Default: torch.onnx's.
-            dtype: "float32", "float16" or "float64": of weights, inputs and outputs.
+            dtype: "float32" or "float16": of weights, inputs and outputs.
             dynamic: ("batch",) where the batch stays free (and was captured so), or ().
             verify: check the file with onnx, and onnxruntime's results against this explainer's, on the inputs and on
                 random ones.
@@ -367,6 +367,25 @@ class Explainer(nn.Module):
             self, path, inputs, input_kwargs=kwargs, outputs=outputs, target=target, opset=opset, dtype=dtype,
             dynamic=dynamic, verify=verify, metadata=metadata,
         )  # fmt: skip
+
+    def save(self, path: str | Path, *inputs: Any, **kwargs: Any) -> None:
+        """Write the explainer to a `.pt2` file (torch.export's format), which `omenn_fx.load` reads without the model.
+
+        Args:
+            path: a name that ends in .pt2.
+            *inputs, **kwargs: example inputs.
+
+        Raises:
+            ExportError: another ending.
+            InputError: the inputs do not fit the model.
+        """
+        from omenn_fx.export.archive import save  # an explainer leaves by the rooms behind it
+
+        save(self, path, inputs, kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was captured stays behind: a worker process captures for itself at its first call."""
+        return self.__dict__ | {"_programs": [], "_current": None}
 
     # Looking inside -----------------------------------------------------------------------------------------------
 

@@ -186,6 +186,10 @@ class RuleSet:
     doc: str = ""
     table: dict[Op, Rule] = field(default_factory=dict)
 
+    def __reduce__(self) -> Any:
+        """A set that has a name elsewhere too is sent by it; another is sent whole, if its forms can be."""
+        return (rule_set, (self.name,)) if _SETS.get(self.name) is self else super().__reduce__()
+
     def register(self, *ops: Op, content: str | tuple[str, ...] | None = None, **traits: Any) -> Callable[[Form], Form]:
         """Decorator: the form of one or more operators, a function `Call -> W`, `(W, b)` or `Affine`.
 

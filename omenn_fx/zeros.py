@@ -7,6 +7,7 @@ then taken as early as the operators allow: the last block of a transformer is c
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -210,6 +211,8 @@ def parts_early(editor: Editor) -> None:
         if _same(node.args[2], 0) and isinstance(node.args[3], int) and node.args[3] >= 2**62 and len(node.args) < 5:
             editor.replace(node, node.args[0])  # x[:, ...] before x[:, 0]
     for node in reversed(list(editor.graph.nodes)):
+        if not node.users:
+            continue
         reads = {_reads(user, node) for user in node.users}
         if len(reads) != 1 or None in reads:
             continue
@@ -222,7 +225,16 @@ def parts_early(editor: Editor) -> None:
             with editor.before(user):
                 one = user.target is aten.select.int
                 editor.replace(user, editor.call(aten.squeeze.dim, taken, where[0]) if one else taken)
-    editor.graph.eliminate_dead_code()
+        _drop(editor, node)  # now, so that it reads nothing whole
+
+
+def _drop(editor: Editor, node: Any) -> None:
+    """Erase a node that nothing reads, and what only it read."""
+    if node.op == "call_function" and not node.users:
+        before = node.all_input_nodes
+        editor.graph.erase_node(node)
+        for source in before:
+            _drop(editor, source)
 
 
 def _reads(user: Any, node: Any) -> tuple[int, int, int] | None:
@@ -238,7 +250,11 @@ def _reads(user: Any, node: Any) -> tuple[int, int, int] | None:
 
 def _taken(editor: Editor, node: Any, dim: int, start: int, length: int) -> Any:
     """The part of an operator's value from the parts of its operands; None where it works along the dimension."""
-    ndim = len(shape(node)) if isinstance(node.meta.get("val"), torch.Tensor) else 0
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return None
+    ndim = len(shape(node))
+    if node.target is operator.getitem and node.args[0].target is aten.native_layer_norm.default:
+        return _taken_statistic(editor, node, dim, start, length)
     works_apart = {
         aten.linear.default: dim < ndim - 1,
         aten.layer_norm.default: node.target is aten.layer_norm.default and dim < ndim - len(node.args[1]),
@@ -253,3 +269,14 @@ def _taken(editor: Editor, node: Any, dim: int, start: int, length: int) -> Any:
             for i, a in enumerate(node.args)
         ]
         return editor.call(node.target, *args, **node.kwargs)
+
+
+def _taken_statistic(editor: Editor, node: Any, dim: int, start: int, length: int) -> Any:
+    """The mean or deviation of a layer norm for some positions."""
+    norm, which = node.args
+    x, sizes, *rest = norm.args
+    if dim >= len(shape(x)) - len(sizes):
+        return None
+    with editor.before(norm):
+        part = editor.call(aten.narrow.default, x, dim, start, length)
+        return editor.call(operator.getitem, editor.call(norm.target, part, sizes, *rest), which)

@@ -1,0 +1,137 @@
+"""An explainer in a `.pt2` file, torch.export's own format: it loads without the model's code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from omenn_fx._version import __version__
+from omenn_fx.errors import ExportError, InputError
+from omenn_fx.explainer import Explainer
+from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+from omenn_fx.export.program import to_program
+from omenn_fx.target import Target, resolve
+
+Tensor = torch.Tensor
+NOTES = "omenn_fx.json"
+
+
+def save(explainer: Explainer, path: str | Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Write an explainer, at example inputs. See `Explainer.save`."""
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise ExportError(f"'{path}': the name of a saved explainer ends in .pt2, as torch.export wants it")
+    program = to_program(explainer, *args, **kwargs)
+    captured = explainer.ready
+    tensors = [isinstance(v, Tensor) for v in explainer.program_for(args, dict(kwargs))[1]]
+    notes = {
+        "version": __version__,
+        "rules": explainer.request.rules.name,
+        "bias": explainer.bias,
+        "batched": explainer.request.batched,
+        "inputs": [n.name for n, t in zip(captured.captured.inputs, tensors, strict=True) if t],
+        "constants": [None if t else n.meta["val"] for n, t in zip(captured.captured.inputs, tensors, strict=True)],
+        "tensors": tensors,
+        "explained": captured.names,
+        "biased": captured.graph_module.meta["biased"],
+        "outputs": [int(s) for s in explainer(*args, **kwargs).outputs.shape[1:]],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, path, extra_files={NOTES: json.dumps(notes)})
+
+
+def load(path: str | Path) -> SavedExplainer:
+    """Load an explainer that `Explainer.save` wrote.
+
+    Raises:
+        ExportError: no such file, or a program that is no explainer.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ExportError(f"there is no file '{path}'")
+    notes = {NOTES: ""}
+    program = torch.export.load(path, extra_files=notes)
+    if not notes[NOTES]:
+        raise ExportError(f"'{path}' holds a program, but not one that Explainer.save wrote")
+    return SavedExplainer(program, json.loads(notes[NOTES]))
+
+
+class SavedExplainer:
+    """An explainer without its model: called with the model's input tensors, it returns an `Explanation`.
+
+    Attributes:
+        program: the torch.export program, (*inputs, cotangent) -> outputs, X, C_w, C_b, bias; it also compiles ahead of
+            time (torch._inductor.aoti_compile_and_package).
+        inputs: the names of the inputs.
+        notes: what was saved beside it: versions, rule set, bias policy.
+    """
+
+    def __init__(self, program: ExportedProgram, notes: dict[str, Any]):
+        self.program, self.notes = program, notes
+        self.inputs: list[str] = notes["inputs"]
+        self._run = program.module()
+
+    @torch.no_grad()
+    def __call__(self, *inputs: Tensor, target: Target = None, **named: Tensor) -> Explanation:
+        """Explain one output value per row, or several at once.
+
+        Args:
+            *inputs, **named: the tensors among the model's inputs, in their order or by name.
+            target: as of an `Explainer`.
+
+        Raises:
+            InputError: not those inputs.
+            TargetError: as of an `Explainer`.
+        """
+        given = dict(zip(self.inputs, inputs, strict=False)) | named
+        if len(inputs) > len(self.inputs) or set(given) != set(self.inputs):
+            raise InputError(f"this explainer takes {', '.join(self.inputs)}; got {len(inputs)} and {sorted(named)}")
+        tensors = iter([given[name] for name in self.inputs])
+        kinds = zip(self.notes["tensors"], self.notes["constants"], strict=True)
+        leaves = [next(tensors) if tensor else constant for tensor, constant in kinds]
+        batched = self.notes["batched"]
+        first = given[self.inputs[0]]
+        rows = first.new_zeros((first.shape[0] if batched else 1, *self.notes["outputs"]), dtype=self._dtype)
+        if target is None or callable(target):  # what is explained depends on the outputs
+            rows = self._backward(leaves, rows)["outputs"]
+            rows = rows if batched else rows[None]
+        resolved = resolve(target, rows)
+        results = [self._backward(leaves, g) for g in resolved.cotangents(rows)]
+
+        def together(values: list[Tensor], lead: bool = True) -> Tensor:
+            values = [v if batched or not lead else v[None] for v in values]
+            return torch.stack(values, 1) if resolved.several else values[0]
+
+        explained = {}
+        for i, name in enumerate(self.notes["explained"]):
+            x = results[0]["X"][i]
+            explained[name] = InputExplanation(
+                x if batched else x[None],
+                together([r["C_w"][i] for r in results]),
+                None if results[0]["C_b"] is None else together([r["C_b"][i] for r in results]),
+                resolved.several,
+            )
+        outputs = results[0]["outputs"] if batched else results[0]["outputs"][None]
+        shares = together([r["bias"] for r in results], lead=False) if self.notes["biased"] else None
+        value = resolved.value(outputs)
+        table = BiasTable(self.notes["biased"], shares, value)
+        return Explanation(outputs, resolved.target, value, explained, table)
+
+    def _backward(self, leaves: list[Any], cotangent: Tensor) -> dict[str, Any]:
+        return self._run(*leaves, cotangent if self.notes["batched"] else cotangent[0])
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        nodes = [n for n in self.program.graph.nodes if n.op == "placeholder"]
+        return nodes[-1].meta["val"].dtype  # the cotangent's
+
+    def __repr__(self) -> str:
+        return (
+            f"SavedExplainer({', '.join(self.inputs)}; rules={self.notes['rules']!r}, bias={self.notes['bias']!r}, "
+            f"omenn-fx {self.notes['version']})"
+        )

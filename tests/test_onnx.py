@@ -1,0 +1,296 @@
+"""Model and explanation as one ONNX file in onnxruntime, and as a .pt2 file: the explainer's own explanations."""
+
+import json
+import logging
+import pickle
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from models import build
+from test_explainer import Fixed, Net, X
+from torch import nn
+from typer.testing import CliRunner
+
+import omenn_fx
+from omenn_fx.cli import app
+from omenn_fx.errors import ExportError, InputError, OutputError, ParityError, TargetError
+from omenn_fx.export import load
+from omenn_fx.export import verify as verify_module
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    torch.manual_seed(0)
+    return omenn_fx.transform(Net().eval(), X)
+
+
+@pytest.fixture(scope="module")
+def file(explainer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    return explainer.to_onnx(path, X, outputs=("logits", "C", "C_w", "C_b", "bias"), metadata={"mean": "0.5"})
+
+
+def same(got, want, tolerance=1e-6):
+    assert got.shape == want.shape
+    assert (got - want).abs().max() <= tolerance * want.abs().max().clamp_min(1e-3)
+
+
+def test_the_file(file, explainer):
+    assert file.inputs == ["x", "target"]
+    assert file.outputs == ["logits", "C", "C_w", "C_b", "bias"]
+    assert file.proof.inputs == 3  # those given, random ones, and a batch of another size
+    assert file.proof.completeness < 1e-6
+    assert "verified on 3 inputs" in repr(file)
+    onnx.checker.check_model(str(file.path), full_check=True)
+    model = onnx.load(str(file.path))
+    assert not {n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")}, "an operator of no standard"
+    notes = {p.key: p.value for p in model.metadata_props}
+    assert notes["omenn_fx.rules"] == "omenn"
+    assert notes["omenn_fx.bias"] == "carrier"
+    assert notes["omenn_fx.mean"] == "0.5"
+    assert json.loads(notes["omenn_fx.biased"]) == list(explainer(X).bias)
+    assert len(notes["omenn_fx.weights_sha256"]) == 64
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize(
+    "target", [None, 2, torch.tensor([3, 1, 0, 2, 4]), torch.tensor([[0, 1], [2, 3], [4, 0], [1, 1], [2, 2]])]
+)
+def test_like_the_explainer(file, explainer, batch, target):
+    x = torch.randn(batch, 3, 8, 8)
+    target = target[:batch] if isinstance(target, torch.Tensor) else target
+    got, want = load(file.path)(x.numpy(), target=target), explainer(x, target=target)
+    for name in ("outputs", "value", "C", "C_w", "C_b", "sum"):
+        same(getattr(got, name), getattr(want, name))
+    assert (got.target == want.target).all()
+    same(got.bias.total, want.bias.total)
+    assert (got.completeness_error < 1e-6).all()
+
+
+def test_plain_onnxruntime_without_this_package(file):
+    session = onnxruntime.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    logits, c = session.run(["logits", "C"], {"x": x, "target": np.array([0, 1, 2, 3])})
+    np.testing.assert_allclose(c.sum((1, 2, 3)), logits[range(4), range(4)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["top1", 3, [1, 4, 0]])
+def test_a_fixed_target(explainer, tmp_path, target):
+    file = explainer.to_onnx(tmp_path / "t.onnx", target=target, outputs=("C", "target"))
+    assert file.inputs == ["x"]
+    got = load(file.path)(X)
+    several = torch.tensor([target] * 3) if isinstance(target, list) else None if target == "top1" else target
+    want = explainer(X, target=several)
+    same(got.C, want.C)
+    same(got.sum, want.value)
+    same(got.value, want.value)
+    with pytest.raises(TargetError, match="leave target out"):
+        load(file.path)(X, target=0)
+
+
+def test_several_targets_share_one_forward(explainer, tmp_path):
+    one, three = (
+        onnx.load(str(explainer.to_onnx(tmp_path / f"{len(t)}.onnx", target=t).path)) for t in ([1], [1, 4, 0])
+    )
+    relus = [sum(n.op_type == "Relu" for n in m.graph.node) for m in (one, three)]
+    assert relus[0] == relus[1] > 0
+
+
+@pytest.mark.parametrize("bias", ["contribution", "none"])
+def test_bias_policies(tmp_path, bias):
+    explainer = omenn_fx.transform(Net().eval(), X, bias=bias)
+    got = load(explainer.to_onnx(tmp_path / "b.onnx", X, outputs=("C", "bias")).path)(X, target=1)
+    want = explainer(X, target=1)
+    same(got.C, want.C)
+    same(got.bias.total, want.bias.total)
+
+
+@pytest.mark.parametrize("name", ["bert_sdpa_ids", "llama_eager", "two_inputs", "lstm", "swin_t", "efficientnet_b0"])
+def test_architectures(name, tmp_path):
+    model, args, kwargs = build(name, torch.float32)
+    explainer = omenn_fx.transform(model, args, example_kwargs=kwargs)
+    file = explainer.to_onnx(tmp_path / "a.onnx", *args, outputs=("logits", "C", "X"), **kwargs)
+    assert file.proof.parity < 1e-4 + 10 * (file.proof.float32 or 0)
+    assert file.proof.completeness < 1e-5
+    got, want = load(file.path)(*args, **kwargs), explainer(*args, **kwargs)
+    for name, one in want.inputs.items():
+        assert ((got.inputs[name].C - one.C).abs().sum() / want.scale.sum()) < 1e-3
+        same(got.inputs[name].X, one.X)
+
+
+def test_a_fixed_batch(tmp_path):
+    file = omenn_fx.transform(Fixed().eval(), X[:2]).to_onnx(tmp_path / "f.onnx", X[:2])
+    with pytest.raises(InputError, match=r"'x' has shape \(3, 3, 8, 8\), the file takes \(2, 3, 8, 8\)"):
+        load(file.path)(X)
+    explainer = omenn_fx.transform(Net().eval(), X)
+    one = load(explainer.to_onnx(tmp_path / "g.onnx", X[:1], dynamic=()).path)
+    same(one(X[:1]).C, explainer(X[:1]).C)
+    with pytest.raises(InputError):
+        one(X)
+
+
+def test_one_sample_without_a_batch(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).eval()
+    nodes = torch.randn(6, 4)
+    explainer = omenn_fx.transform(model, nodes, batched=False)
+    got = load(explainer.to_onnx(tmp_path / "n.onnx", nodes).path)(nodes, target=(2, 1))
+    same(got.C, explainer(nodes, target=(2, 1)).C)
+
+
+def test_float16(explainer, tmp_path):
+    file = explainer.to_onnx(tmp_path / "half.onnx", X, dtype="float16")
+    got, want = load(file.path)(X.half(), target=1), explainer(X, target=1)
+    assert got.C.dtype == torch.float16
+    same(got.C.float(), want.C, 1e-2)
+    assert file.proof.completeness < 1e-2
+    assert file.size < explainer.to_onnx(tmp_path / "single.onnx", X, verify=False).size
+
+
+def test_a_float64_model_leaves_in_float32(tmp_path):
+    explainer = omenn_fx.transform(Net().double().eval(), X.double())
+    file = explainer.to_onnx(tmp_path / "d.onnx")
+    same(load(file.path)(X, target=1).C.double(), explainer(X.double(), target=1).C)
+
+
+def test_what_cannot_be_exported(explainer, tmp_path):
+    path = tmp_path / "e.onnx"
+    with pytest.raises(OutputError, match="'heat'"):
+        explainer.to_onnx(path, outputs=("heat",))
+    with pytest.raises(TargetError, match="'best'"):
+        explainer.to_onnx(path, target="best")
+    with pytest.raises(TargetError, match="out of range"):
+        explainer.to_onnx(path, target=5)
+    with pytest.raises(TargetError, match="out of range"):
+        explainer.to_onnx(path, target=[0, 5])
+    with pytest.raises(ExportError, match="float64"):
+        explainer.to_onnx(path, dtype="float64")
+    with pytest.raises(ExportError, match="only the batch"):
+        explainer.to_onnx(path, dynamic=("batch", "height"))
+    with pytest.raises(OutputError, match="no C_b"):
+        omenn_fx.transform(Net().eval(), X, bias="none").to_onnx(path, outputs=("C_b",))
+    with pytest.raises(omenn_fx.OmennError, match="nothing is captured yet"):
+        omenn_fx.transform(Net().eval()).to_onnx(path)
+    assert not path.exists()
+
+
+def test_what_cannot_be_loaded(file, tmp_path):
+    with pytest.raises(ExportError, match="there is no file"):
+        load(tmp_path / "nothing.onnx")
+    with pytest.raises(ExportError, match="this onnxruntime has"):
+        load(file.path, providers=["NoSuchProvider"])
+    torch.onnx.export(nn.Linear(2, 2), (torch.zeros(1, 2),), dynamo=True, verbose=False).save(tmp_path / "other.onnx")
+    with pytest.raises(ExportError, match=r"not one that Explainer.to_onnx wrote"):
+        load(tmp_path / "other.onnx")
+    session = load(file.path)
+    assert "CPUExecutionProvider" in repr(session)
+    with pytest.raises(InputError, match="takes x"):
+        session(X, X)
+    with pytest.raises(TargetError, match="out of range"):
+        session(X, target=5)
+    with pytest.raises(TargetError, match="positions"):
+        session(X, target=torch.randn(5))
+
+
+def test_another_computation_is_refused_and_named(explainer, tmp_path, monkeypatch):
+    """A file whose weights are wrong by a hundredth: the error names the convolution and its module."""
+    saved = verify_module.load
+
+    def damaged(path, providers=None):
+        model = onnx.load(str(path))
+        for tensor in model.graph.initializer:
+            if len(tensor.dims) == 4 and tensor.dims[1] == 3:
+                values = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.01), tensor.name))
+        onnx.save(model, str(path))
+        return saved(path, providers)
+
+    monkeypatch.setattr(verify_module, "load", damaged)
+    with pytest.raises(ParityError, match=r"(?s)The first node that differs: aten.conv2d.default"):
+        explainer.to_onnx(tmp_path / "wrong.onnx", X)
+
+
+def test_a_unit_at_its_kink_is_no_error(tmp_path, monkeypatch):
+    """A ReLU just above 0 in one library and at 0 in the other: the explanation on either side is right."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+        model[0].bias.copy_(torch.tensor([1e-9, 0.5]))  # unit 0 is 1e-9 where both inputs are alike
+        model[2].weight.fill_(1.0)
+    saved = verify_module.load
+
+    def rounded(path, providers=None):
+        file = onnx.load(str(path))
+        for tensor in file.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.shape == (2,) and np.isclose(values[1], 0.5):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values - np.float32([2e-9, 0]), tensor.name))
+        onnx.save(file, str(path))
+        return saved(path, providers)
+
+    monkeypatch.setattr(verify_module, "load", rounded)
+    x = torch.tensor([[2.0, 2.0]])
+    file = omenn_fx.transform(model, x).to_onnx(tmp_path / "k.onnx", x, target=0)
+    assert file.proof.parity > 0.1
+    assert file.proof.kinks
+    assert "rounding decided at" in repr(file)
+
+
+# .pt2 and workers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [None, 2, torch.tensor([[0, 1], [2, 3], [4, 0]]), torch.eye(5)[:3], (slice(1, 3),)])
+def test_a_saved_explainer_explains_the_same(explainer, tmp_path, target):
+    explainer.save(tmp_path / "net.explain.pt2", X[:2])
+    saved = omenn_fx.load(tmp_path / "net.explain.pt2")
+    got, want = saved(X, target=target), explainer(X, target=target)
+    for name in ("outputs", "value", "C", "C_w", "C_b", "sum"):
+        same(getattr(got, name), getattr(want, name))
+    assert list(got.bias) == list(want.bias)
+    same(got.bias.total, want.bias.total)
+    assert "rules='omenn'" in repr(saved)
+    with pytest.raises(InputError, match="takes x"):
+        saved(X, X)
+
+
+def test_what_is_no_saved_explainer(explainer, tmp_path):
+    with pytest.raises(ExportError, match=r"ends in .pt2"):
+        explainer.save(tmp_path / "net.onnx", X)
+    with pytest.raises(ExportError, match="there is no file"):
+        omenn_fx.load(tmp_path / "nothing.pt2")
+    torch.export.save(torch.export.export(Net().eval(), (X,)), tmp_path / "plain.pt2")
+    with pytest.raises(ExportError, match=r"but not one that Explainer\.save wrote"):
+        omenn_fx.load(tmp_path / "plain.pt2")
+
+
+def test_a_pickled_explainer_captures_for_itself(explainer, caplog):
+    again = pickle.loads(pickle.dumps(explainer))
+    with caplog.at_level(logging.WARNING, logger="omenn_fx"):
+        same(again(X, target=1).C, explainer(X, target=1).C, 1e-7)
+    assert not caplog.records
+    assert again.request.rules is explainer.request.rules
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+
+def test_export_from_the_command_line(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef net():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),"
+        " torch.nn.Linear(4 * 36, 5))\n"
+    )
+    out = tmp_path / "net.onnx"
+    spec = [f"{tmp_path}/net.py:net", "--size", "8", "-o", str(out)]
+    result = CliRunner().invoke(app, ["export", *spec, "--target", "top1"])
+    assert result.exit_code == 0, result.output
+    assert "verified on" in result.output
+    assert json.loads(load(out).metadata["mean"]) == pytest.approx([0.485, 0.456, 0.406])
+    assert load(out)(np.zeros((2, 3, 8, 8), np.float32)).completeness_error.max() < 1e-5
+    result = CliRunner().invoke(app, ["export", *spec, "--outputs", "heat"])
+    assert result.exit_code == 2
+    assert "'heat'" in result.output
+    assert CliRunner().invoke(app, ["export", *spec, "--target", "cat"]).exit_code == 2
