@@ -223,7 +223,10 @@ class MaxPool(Linear):
     def __init__(self, x: Tensor, out: Tensor, windows: Windows, operand: Shape):
         self.windows, self.operand, self.dtype, self.device = windows, operand, x.dtype, x.device
         phases = windows.phases(x, -math.inf)
-        self.wins = {o: (windows.view(phases, o, -math.inf) == out).to(x.dtype) for o in windows.offsets}
+        views = {o: windows.view(phases, o, -math.inf) for o in windows.offsets}
+        if x.dtype in (torch.float16, torch.bfloat16):  # a runtime may keep the pool's result in a wider type
+            out = reduce(torch.maximum, views.values())
+        self.wins = {o: (view == out).to(x.dtype) for o, view in views.items()}
         self.ties = reduce(torch.add, self.wins.values())
 
     @property

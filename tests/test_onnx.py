@@ -3,6 +3,11 @@
 import json
 import logging
 import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -294,3 +299,35 @@ def test_export_from_the_command_line(tmp_path):
     assert result.exit_code == 2
     assert "'heat'" in result.output
     assert CliRunner().invoke(app, ["export", *spec, "--target", "cat"]).exit_code == 2
+
+
+# Other runtimes ------------------------------------------------------------------------------------------------------
+
+DEPLOYED = Path(__file__).resolve().parents[1] / "examples" / "deployed"
+
+
+def printed_sum_is_the_logit(text):
+    found = re.findall(r"class \d+: logit (\S+), sum of C (\S+)", text)
+    assert found, text
+    for logit, total in found:
+        assert float(total) == pytest.approx(float(logit), abs=1e-4)
+
+
+def test_the_script_without_torch(file):
+    script = [sys.executable, str(DEPLOYED / "explain.py"), str(file.path)]
+    printed_sum_is_the_logit(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+    assert "import torch" not in (DEPLOYED / "explain.py").read_text(encoding="utf-8")
+
+
+def test_node(file, tmp_path):
+    """The same file in JavaScript, where Node.js and its package registry are there."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("Node.js and npm are not installed")
+    shutil.copytree(DEPLOYED, tmp_path / "deployed", ignore=shutil.ignore_patterns("node_modules"))
+    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(tmp_path / "deployed")]
+    try:
+        subprocess.run(install, capture_output=True, check=True, timeout=180)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        pytest.skip("onnxruntime-node cannot be installed from the registry")
+    script = ["node", str(tmp_path / "deployed" / "explain.mjs"), str(file.path)]
+    printed_sum_is_the_logit(subprocess.run(script, capture_output=True, text=True, check=True).stdout)

@@ -48,3 +48,10 @@ def test_the_guide_lists_every_finding():
     text = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
     for kind in (*PROBLEMS, *WARNINGS):
         assert kind.code == "OMENN009" or f"| {kind.code} | {kind.title} |" in text
+
+
+def test_the_guide_to_deployment_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "docs" / "deploy.md"
+    run_blocks(path, path.read_text(encoding="utf-8"), 3)
+    assert (tmp_path / "model.explain.pt2").exists()

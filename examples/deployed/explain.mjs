@@ -1,0 +1,21 @@
+// Explain in Node.js with onnxruntime alone: node explain.mjs model.onnx
+import ort from "onnxruntime-node";
+
+const session = await ort.InferenceSession.create(process.argv[2]);
+const { name, shape } = session.inputMetadata[0];
+const dims = shape.map((size) => (typeof size === "number" ? size : 1));
+const count = dims.reduce((a, b) => a * b, 1);
+const image = new ort.Tensor("float32", Float32Array.from({ length: count }, (_, i) => Math.sin(i)), dims);
+
+const feeds = { [name]: image };
+if (session.inputNames.includes("target")) {
+  // the class to explain: first ask for the logits, then for the largest
+  const first = new ort.Tensor("int64", new BigInt64Array(dims[0]), [dims[0]]);
+  const { logits } = await session.run({ ...feeds, target: first }, ["logits"]);
+  const top = logits.data.indexOf(Math.max(...logits.data));
+  feeds.target = new ort.Tensor("int64", BigInt64Array.from([BigInt(top)]), [1]);
+}
+const { logits, C } = await session.run(feeds, ["logits", "C"]);
+const top = logits.data.indexOf(Math.max(...logits.data));
+const sum = C.data.reduce((a, b) => a + b, 0);
+console.log(`class ${top}: logit ${logits.data[top].toFixed(6)}, sum of C ${sum.toFixed(6)}`);
