@@ -5,6 +5,7 @@
     python benchmarks/coverage.py --model timm/resnet18 --again
     python benchmarks/coverage.py --timm-below 30 --out benchmarks/results/timm.json   # beyond the census
     python benchmarks/coverage.py --checks                              # what `check` says of the finished ones
+    python benchmarks/coverage.py --onnx                                # the finished ones exported, in onnxruntime
     python benchmarks/coverage.py --show                                # the table of the result file alone
 
 Each model runs in a process of its own, in float64 and in float32; the result file is written after every model.
@@ -54,6 +55,18 @@ def task_of_check(name: str, send: Callable[[str, Any], None]) -> None:
     from zoo.soundness import checked
 
     send("check", checked(name))
+
+
+def task_of_export(name: str, send: Callable[[str, Any], None]) -> None:
+    """One model as an ONNX file in onnxruntime, in its own process."""
+    from zoo.parity import exported
+
+    send("onnx", exported(name))
+
+
+def exported_record(record: dict[str, Any], outcome: pool.Outcome) -> dict[str, Any]:
+    """The line of the result file with what became of the ONNX file."""
+    return record | {"onnx": outcome.sent.get("onnx", {"status": "failed", "error": outcome.ended or "sent nothing"})}
 
 
 def record_of(outcome: pool.Outcome) -> dict[str, Any]:
@@ -154,6 +167,7 @@ def show(results: Results, console: Console) -> None:
         "passed in float32",
         "transform / export",
         "slowest",
+        "in onnxruntime",
     )
     table.add_column("")
     for column in columns:
@@ -169,6 +183,8 @@ def show(results: Results, console: Console) -> None:
         for dtype in DTYPES:
             if result[dtype]["status"] == "failed":
                 console.print(f"[red]{name}[/] {dtype}: {'; '.join(result[dtype]['reasons'])}", highlight=False)
+        if result.get("onnx", {}).get("status") == "failed":
+            console.print(f"[red]{name}[/] in onnxruntime: {result['onnx']['error']}", highlight=False)
         if "check" in result and not sound(result):
             console.print(f"[red]check is not sound[/] for {name}: {result['check']}", highlight=False)
 
@@ -178,6 +194,7 @@ def _cells(rows: list[dict[str, Any]]) -> list[str]:
     passed = {d: sum(r[d]["status"] == "passed" for r in exportable) for d in DTYPES}
     timed = [r for r in exportable if r["export_seconds"] and "transform_seconds" in r["float32"]]
     ratios = [r["float32"]["transform_seconds"] / r["export_seconds"] for r in timed]
+    sent = [r for r in rows if "onnx" in r]
     slowest = max((r["float32"]["transform_seconds"] for r in timed), default=None)
     return [
         str(len(rows)),
@@ -185,6 +202,7 @@ def _cells(rows: list[dict[str, Any]]) -> list[str]:
         *(f"{passed[d]} / {len(exportable)}" for d in DTYPES),
         f"{statistics.median(ratios):.2f}" if ratios else "-",
         f"{slowest:.1f} s" if slowest else "-",
+        f"{sum(r['onnx']['status'] == 'passed' for r in sent)} / {len(sent)}" if sent else "-",
     ]
 
 
@@ -202,6 +220,9 @@ def main(
     checks: Annotated[
         bool, typer.Option("--checks", help="what omenn_fx.check says, added to finished models")
     ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="the exported explainer in onnxruntime, added to finished models")
+    ] = False,
     again: Annotated[bool, typer.Option("--again", help="also what the result file has")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="what the result file has as failed, again")] = False,
     only_show: Annotated[bool, typer.Option("--show", help="run nothing")] = False,
@@ -218,6 +239,9 @@ def main(
     if checks:
         names = [n for n in names if n in results]
         done = {n for n in names if "check" in results[n] and not (failed and not sound(results[n]))}
+    if onnx:
+        names = [n for n in names if n in results and results[n]["float32"]["status"] == "passed"]
+        done = {n for n in names if "onnx" in results[n] and not (failed and results[n]["onnx"]["status"] == "failed")}
     queue = [] if only_show else available((n for n in names if again or n not in done), console)[:limit]
     columns = (
         BarColumn(),
@@ -229,10 +253,11 @@ def main(
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("", total=len(queue))
-            work = task_of_check if checks else task
+            work = task_of_check if checks else task_of_export if onnx else task
             for outcome in pool.run(work, queue, workers, timeout, memory, alone=lambda n: size(n) > LARGE):
                 latest = read(out)  # read anew: another run may have added models
-                record = checked_record(latest[outcome.name], outcome) if checks else record_of(outcome)
+                added = checked_record if checks else exported_record if onnx else None
+                record = added(latest[outcome.name], outcome) if added else record_of(outcome)
                 write(out, latest | {outcome.name: record})
                 states = ", ".join(f"{d} {record[d]['status']}" for d in DTYPES)
                 progress.update(bar, advance=1, description=f"{outcome.name}: {states}")
