@@ -187,7 +187,8 @@ def test_what_cannot_be_loaded(file, tmp_path):
         load(tmp_path / "nothing.onnx")
     with pytest.raises(ExportError, match="this onnxruntime has"):
         load(file.path, providers=["NoSuchProvider"])
-    torch.onnx.export(nn.Linear(2, 2), (torch.zeros(1, 2),), dynamo=True, verbose=False).save(tmp_path / "other.onnx")
+    other = nn.Linear(2, 2).eval()
+    torch.onnx.export(other, (torch.zeros(1, 2),), dynamo=True, verbose=False).save(tmp_path / "other.onnx")
     with pytest.raises(ExportError, match=r"not one that Explainer.to_onnx wrote"):
         load(tmp_path / "other.onnx")
     session = load(file.path)
