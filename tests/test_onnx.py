@@ -245,6 +245,19 @@ def test_a_unit_at_its_kink_is_no_error(tmp_path, monkeypatch):
     assert "rounding decided at" in repr(file)
 
 
+def test_a_model_that_draws_random_numbers(tmp_path):
+    """Its sum is verified; its C is another at each run."""
+
+    class Noisy(Net):
+        def forward(self, x):
+            return super().forward(x) * (1 + torch.rand_like(x[:, :1, 0, 0]))
+
+    file = omenn_fx.transform(Noisy().eval(), X).to_onnx(tmp_path / "r.onnx", X)
+    assert file.proof.random
+    assert file.proof.completeness < 1e-5
+    assert "draws random numbers" in repr(file)
+
+
 # .pt2 and workers ----------------------------------------------------------------------------------------------------
 
 
