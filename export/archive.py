@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from omenn_fx._version import __version__
 from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explainer import Explainer
-from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+from omenn_fx.explanation import Explanation, assembled
 from omenn_fx.export.program import to_program
 from omenn_fx.target import Target, resolve
 
@@ -39,7 +39,6 @@ def save(explainer: Explainer, path: str | Path, args: tuple[Any, ...], kwargs: 
         "tensors": tensors,
         "explained": captured.names,
         "biased": captured.graph_module.meta["biased"],
-        "outputs": [int(s) for s in explainer(*args, **kwargs).outputs.shape[1:]],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path, extra_files={NOTES: json.dumps(notes)})
@@ -96,39 +95,24 @@ class SavedExplainer:
         leaves = [next(tensors) if tensor else constant for tensor, constant in kinds]
         batched = self.notes["batched"]
         first = given[self.inputs[0]]
-        rows = first.new_zeros((first.shape[0] if batched else 1, *self.notes["outputs"]), dtype=self._dtype)
+        like = self._cotangent
+        size = like.shape[1:] if batched else like.shape
+        rows = first.new_zeros((first.shape[0] if batched else 1, *map(int, size)), dtype=like.dtype)
         if target is None or callable(target):  # what is explained depends on the outputs
             rows = self._backward(leaves, rows)["outputs"]
             rows = rows if batched else rows[None]
         resolved = resolve(target, rows)
         results = [self._backward(leaves, g) for g in resolved.cotangents(rows)]
-
-        def together(values: list[Tensor], lead: bool = True) -> Tensor:
-            values = [v if batched or not lead else v[None] for v in values]
-            return torch.stack(values, 1) if resolved.several else values[0]
-
-        explained = {}
-        for i, name in enumerate(self.notes["explained"]):
-            x = results[0]["X"][i]
-            explained[name] = InputExplanation(
-                x if batched else x[None],
-                together([r["C_w"][i] for r in results]),
-                None if results[0]["C_b"] is None else together([r["C_b"][i] for r in results]),
-                resolved.several,
-            )
         outputs = results[0]["outputs"] if batched else results[0]["outputs"][None]
-        shares = together([r["bias"] for r in results], lead=False) if self.notes["biased"] else None
-        value = resolved.value(outputs)
-        table = BiasTable(self.notes["biased"], shares, value)
-        return Explanation(outputs, resolved.target, value, explained, table)
+        return assembled(outputs, resolved, results, self.notes["explained"], self.notes["biased"], batched)
 
     def _backward(self, leaves: list[Any], cotangent: Tensor) -> dict[str, Any]:
         return self._run(*leaves, cotangent if self.notes["batched"] else cotangent[0])
 
     @property
-    def _dtype(self) -> torch.dtype:
-        nodes = [n for n in self.program.graph.nodes if n.op == "placeholder"]
-        return nodes[-1].meta["val"].dtype  # the cotangent's
+    def _cotangent(self) -> Tensor:
+        """The last input of the program: shape and dtype of the explained output."""
+        return [n for n in self.program.graph.nodes if n.op == "placeholder"][-1].meta["val"]
 
     def __repr__(self) -> str:
         return (

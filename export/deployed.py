@@ -10,6 +10,8 @@ from torch import nn
 
 from omenn_fx.errors import OutputError, TargetError
 from omenn_fx.explainer import Program
+from omenn_fx.explanation import assembled
+from omenn_fx.exporting import batch_size
 from omenn_fx.target import Positions, resolve
 
 Tensor = torch.Tensor
@@ -73,41 +75,31 @@ class Deployed(nn.Module):
         rows = outputs if self.batched else outputs[None]
         positions = self._positions(rows, next(given, None))
         results = [self.back(g if self.batched else g[0], *residuals) for g in positions.cotangents(rows)]
-        found = {name: self._found(name, rows, positions, results) for name in self.outputs}
-        return tuple(t for name in self.outputs for t in found[name])
+        explanation = assembled(rows, positions, results, self.sources, self.biased, self.batched)
+        whole = {"logits": rows, "target": positions.target, "bias": explanation.bias.shares}
+        parts: Any = explanation.inputs.values()
+        return tuple(
+            tensor
+            for name in self.outputs
+            for tensor in ([whole[name]] if name in whole else [getattr(one, name) for one in parts])
+        )
 
     def _positions(self, rows: Tensor, target: Tensor | None) -> Positions:
         if target is not None:
             return Positions(target, several=False)
-        if self.target == "top1":
-            return Positions(rows.flatten(1).argmax(1), several=False)
-        if self.several:
-            index = torch.tensor(list(self.target), device=rows.device)
-            return Positions(index.expand(rows.shape[0], -1), several=True)
-        positions = resolve(self.target, rows)
+        if self.several:  # its range was checked before: a graph cannot
+            return Positions(target_of_call(self.target, rows.shape[0]).to(rows.device), several=True)
+        positions = resolve(target_of_call(self.target, rows.shape[0]), rows)
         assert isinstance(positions, Positions)
         return positions
 
-    def _found(self, name: str, rows: Tensor, positions: Positions, results: list[dict[str, Any]]) -> list[Tensor]:
-        if name == "logits":
-            return [rows]
-        if name == "target":
-            return [positions.target]
-        if name == "bias":
-            return [self._together([r["bias"] for r in results])]
-        if name == "X":
-            return [self._rows(x) for x in results[0]["X"]]
-        values = [[self._one(name, r, i) for r in results] for i in range(len(self.sources))]
-        return [self._together([self._rows(v) for v in per_target]) for per_target in values]
+    def of_call(self, leaves: Sequence[Any]) -> Any:
+        """The target that is explained, as of a call with these inputs."""
+        return target_of_call(self.target, (batch_size(leaves) or 1) if self.batched else 1)
 
-    def _one(self, name: str, result: dict[str, Any], i: int) -> Tensor:
-        if name != "C":
-            return result[name][i]
-        product = result["C_w"][i] * result["X"][i]
-        return product if result["C_b"] is None else product + result["C_b"][i]
 
-    def _rows(self, value: Tensor) -> Tensor:
-        return value if self.batched else value[None]
-
-    def _together(self, values: list[Tensor]) -> Tensor:
-        return torch.stack(values, 1) if self.several else values[0]
+def target_of_call(target: TargetMode, count: int) -> Any:
+    """The target of a file as that of a call with so many rows; None (the largest) where it is given at run time."""
+    if isinstance(target, str):
+        return None
+    return target if isinstance(target, int) else torch.tensor(list(target)).expand(count, -1)

@@ -16,6 +16,7 @@ from torch import fx
 from omenn_fx.editor import Editor, shape
 
 aten = torch.ops.aten
+Tensor = torch.Tensor
 HUGE = 3e38  # times the smallest normal float32 it is above 1
 BLOCK = 16  # channels
 _BINARY = (aten.add.Tensor, aten.mul.Tensor)
@@ -31,13 +32,19 @@ _RELUS = (aten.relu.default, aten.relu_.default)
 
 def for_onnxruntime(module: fx.GraphModule) -> fx.GraphModule:
     """Run the passes on a float32 graph, in place."""
-    editor = Editor(module)
-    for run in (masks, phases_of_images, interleaved, stuffed, blocked, repairs, columns):
-        run(editor)
-        editor.graph.eliminate_dead_code()
-    editor.graph.lint()
-    module.recompile()
-    return module
+    return Editor(module).run((masks, phases_of_images, interleaved, stuffed, blocked, repairs, columns))
+
+
+def _depthwise(editor: Editor, x: Any, kernel: Tensor, stride: list[int]) -> Any:
+    """A convolution of every channel by itself, without padding; kernel [C, 1, h, w]."""
+    groups = int(kernel.shape[0])
+    return editor.call(aten.conv2d.default, x, editor.add_constant(kernel), None, stride, [0, 0], [1, 1], groups)
+
+
+def _spread(editor: Editor, x: Any, kernel: Tensor, stride: list[int], rest: list[int], groups: int) -> Any:
+    """A transposed convolution without padding, in groups of channels."""
+    weight = editor.add_constant(kernel)
+    return editor.call(aten.conv_transpose2d.input, x, weight, None, stride, [0, 0], rest, groups)
 
 
 def masks(editor: Editor) -> None:
@@ -49,8 +56,7 @@ def masks(editor: Editor) -> None:
         channels = int(shape(x)[1])
         with editor.before(x.next):  # beside the forward's own use, while the value is in the cache
             editor.like(node)
-            weight = editor.add_constant(torch.full((channels, 1, 1, 1), HUGE))
-            mask = editor.call(aten.conv2d.default, x, weight, None, [1, 1], [0, 0], [1, 1], channels)
+            mask = _depthwise(editor, x, torch.full((channels, 1, 1, 1), HUGE), [1, 1])
             clipped = editor.call(aten.clamp.default, mask, 0, 1)
         editor.replace(node, clipped)
 
@@ -68,9 +74,7 @@ def phases_of_images(editor: Editor) -> None:
                 kernel = torch.zeros(channels, 1, *stride)
                 kernel[:, :, row.args[2], picked.args[2]] = 1
                 with editor.before(picked):
-                    weight = editor.add_constant(kernel)
-                    new = editor.call(aten.conv2d.default, x, weight, None, stride, [0, 0], [1, 1], channels)
-                editor.replace(picked, new)
+                    editor.replace(picked, _depthwise(editor, x, kernel, stride))
 
 
 def _selects_first(node: Any) -> bool:
@@ -86,9 +90,7 @@ def interleaved(editor: Editor) -> None:
         channels = int(shape(node)[1])
         kernel = torch.eye(s * s).reshape(1, s * s, 1, s, s).expand(channels, -1, -1, -1, -1).flatten(0, 1)
         with editor.before(node):
-            weight = editor.add_constant(kernel)
-            args = (x, weight, None, [s, s], [0, 0], [0, 0], channels)
-            editor.replace(node, editor.call(aten.conv_transpose2d.input, *args))
+            editor.replace(node, _spread(editor, x, kernel, [s, s], [0, 0], channels))
 
 
 def stuffed(editor: Editor) -> None:
@@ -107,9 +109,8 @@ def stuffed(editor: Editor) -> None:
             continue
         channels, rest = int(shape(image)[1]), [pads[5], pads[1]]
         with editor.before(whole):
-            ones = editor.add_constant(torch.ones(channels, 1, 1, 1))
-            args = (image, ones, None, [r + 1 for r in rest], [0, 0], rest, channels)
-            editor.replace(whole, editor.call(aten.conv_transpose2d.input, *args))
+            ones = torch.ones(channels, 1, 1, 1)
+            editor.replace(whole, _spread(editor, image, ones, [r + 1 for r in rest], rest, channels))
 
 
 def blocked(editor: Editor) -> None:
@@ -130,18 +131,12 @@ def blocked(editor: Editor) -> None:
             for operand in operands:
                 if operand not in inside:
                     with editor.before(node):
-                        moved = _moved_in(editor, operand)
+                        moved = _depthwise(editor, operand, torch.ones(int(shape(operand)[1]), 1, 1, 1), [1, 1])
                     operand.replace_all_uses_with(moved, delete_user_cb=partial(_reads_later, moved))
                     inside.add(moved)
             inside.add(node)
         elif operands and operands[0] in inside:
             inside.add(node)
-
-
-def _moved_in(editor: Editor, value: fx.Node) -> fx.Node:
-    channels = int(shape(value)[1])
-    ones = editor.add_constant(torch.ones(channels, 1, 1, 1))
-    return editor.call(aten.conv2d.default, value, ones, None, [1, 1], [0, 0], [1, 1], channels)
 
 
 def _reads_later(moved: fx.Node, user: fx.Node) -> bool:

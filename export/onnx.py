@@ -5,7 +5,6 @@ torch.onnx translates the operators; what is ours is the graph that it is given,
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -21,13 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
+from omenn_fx.batch import hint
 from omenn_fx.errors import ExportError, OmennError
 from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.layout import for_onnxruntime
 from omenn_fx.export.program import export_at
 from omenn_fx.export.verify import Proof, prove
-from omenn_fx.exporting import batch_size, batch_symbol, quiet
+from omenn_fx.exporting import batch_symbol, quiet
 from omenn_fx.passes import optimize
 
 Tensor = torch.Tensor
@@ -77,10 +77,7 @@ def to_onnx(
     explainer, args, kwargs = _in_dtype(explainer, args, kwargs, DTYPES[dtype])
     program, leaves = explainer.program_for(args, kwargs)
     deployed = Deployed(program, explainer.request.batched, leaves, outputs, target)
-    fixed = None if isinstance(target, str) else target
-    if isinstance(fixed, (list, tuple)):
-        fixed = torch.tensor([list(fixed)] * (batch_size(leaves) or 1))
-    rows = explainer(*args, **kwargs, target=fixed).outputs  # raises TargetError now
+    rows = explainer(*args, **kwargs, target=deployed.of_call(leaves)).outputs  # raises TargetError now
     example = [v for v in leaves if isinstance(v, Tensor)]
     if deployed.takes_target:
         example.append(torch.zeros(rows.shape[0], dtype=torch.long))
@@ -164,7 +161,7 @@ def _examples(explainer: Explainer, args: tuple[Any, ...], kwargs: dict[str, Any
 def _random(value: Any) -> Any:
     if not isinstance(value, FakeTensor):
         return value
-    shape = [int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in value.shape]
+    shape = [hint(s) for s in value.shape]
     if value.is_floating_point():
         return torch.randn(shape, dtype=value.dtype)
     return torch.ones(shape, dtype=value.dtype)
@@ -183,9 +180,7 @@ def _in_dtype(explainer: Explainer, args: Any, kwargs: Any, dtype: torch.dtype) 
     own = {(p.dtype, p.device.type) for p in explainer.model.parameters() if p.is_floating_point()}
     if own <= {(dtype, "cpu")}:
         return explainer, args, kwargs
-    other = Explainer(copy.deepcopy(explainer.model).to("cpu", dtype), bias=explainer.bias)
-    other.request = explainer.request
-    return other, args, kwargs
+    return explainer.converted(dtype, "cpu"), args, kwargs
 
 
 def _description(explainer: Explainer, deployed: Deployed, free: bool) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 
 from omenn_fx.errors import ExportError, InputError, TargetError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+from omenn_fx.export.deployed import target_of_call
 from omenn_fx.target import Positions, Target, resolve
 
 Tensor = torch.Tensor
@@ -132,7 +133,10 @@ class OnnxExplainer:
     def _explained(self, got: dict[str, np.ndarray], feeds: list[np.ndarray], chosen: Positions | None) -> Explanation:
         tensors = {key: torch.from_numpy(np.asarray(value)) for key, value in got.items()}
         outputs = tensors["logits"]
-        positions = chosen or self._fixed(tensors)
+        kind = self.metadata["target"]
+        fixed = kind if kind in ("input", "top1") else json.loads(kind)
+        positions = chosen or resolve(target_of_call(fixed, len(outputs)), outputs)
+        assert isinstance(positions, Positions)
         value = positions.value(outputs)
         sources = json.loads(self.metadata["explained"])
         inputs = {}
@@ -147,16 +151,6 @@ class OnnxExplainer:
         shares = tensors.get("bias")
         biased = json.loads(self.metadata["biased"]) if shares is not None else []
         return Explanation(outputs, positions.target, value, inputs, BiasTable(biased, shares, value))
-
-    def _fixed(self, tensors: dict[str, Tensor]) -> Positions:
-        outputs = tensors["logits"]
-        kind = self.metadata["target"]
-        if kind == "top1":
-            return Positions(outputs.flatten(1).argmax(1), False)
-        wanted = json.loads(kind)
-        if isinstance(wanted, int):
-            return Positions(torch.full(outputs.shape[:1], wanted), False)
-        return Positions(torch.tensor(wanted).expand(outputs.shape[0], -1), True)
 
     def __repr__(self) -> str:
         return (

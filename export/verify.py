@@ -77,8 +77,12 @@ def in_double(values: Any) -> Any:
 def _distance(got: Tensor, wanted: Tensor, scale: Tensor) -> float:
     """The summed difference for each explained value, relative to S; the largest."""
     gap = (got.double() - wanted.double()).abs()
-    gap = gap.flatten(scale.ndim).sum(-1) if gap.ndim > scale.ndim else gap
-    return float((gap / scale.double().clamp_min(torch.finfo(torch.float32).tiny)).max())
+    return float((_summed(gap, scale) / scale.double().clamp_min(torch.finfo(torch.float32).tiny)).max())
+
+
+def _summed(value: Tensor, like: Tensor) -> Tensor:
+    """Summed over everything but batch and targets."""
+    return value.flatten(like.ndim).sum(-1) if value.ndim > like.ndim else value
 
 
 def _one_more(args: Any, kwargs: Any, rows: int) -> tuple[Any, Any]:
@@ -109,15 +113,12 @@ def _compared(
 ) -> Proof:
     """onnxruntime's results on some inputs. Its completeness is known where the file holds all of the sum."""
     _, leaves = explainer.program_for(args, kwargs)
-    twin = explainer(*args, **kwargs, target=_target(deployed, leaves))
+    twin = explainer(*args, **kwargs, target=deployed.of_call(leaves))
     values = [v.numpy(force=True) for v in leaves if isinstance(v, Tensor)]
     if deployed.takes_target:
         values.append(twin.target.numpy())
     got = {name: torch.from_numpy(value).double() for name, value in session.run(values).items()}
     scale = twin.scale.double().clamp_min(torch.finfo(torch.float32).tiny)
-
-    def summed(value: Tensor) -> Tensor:
-        return value.flatten(scale.ndim).sum(-1) if value.ndim > scale.ndim else value
 
     # a logit that is a small difference of large terms is no more exact than those
     largest = max(float(v.abs().max()) for v in (twin.outputs.double(), scale) if v.numel())
@@ -130,7 +131,7 @@ def _compared(
             if f"{part}{end}" in got and wanted is not None:
                 parity = max(parity, _distance(got[f"{part}{end}"], wanted, scale))
         complete = complete and f"C{end}" in got
-        total = total + summed(got[f"C{end}"]) if complete else total
+        total = total + _summed(got[f"C{end}"], scale) if complete else total
     value = Positions(twin.target, deployed.several).value(got["logits"])  # onnxruntime's own
     error = float(((total - value).abs() / scale).max()) if complete else None
     dtype = twin.value.dtype
@@ -157,14 +158,6 @@ def _draws(traced: ExportedProgram) -> bool:
     """Whether the model draws random numbers, which are others in onnxruntime: its sum is all that can be verified."""
     targets = (n.target for n in traced.graph.nodes if isinstance(n.target, torch._ops.OpOverload))
     return any(torch.Tag.nondeterministic_seeded in op.tags for op in targets)
-
-
-def _target(deployed: Deployed, leaves: Any) -> Any:
-    """The target that the file explains, as of a call."""
-    if not deployed.several:
-        return None if isinstance(deployed.target, str) else deployed.target
-    rows = batch_size(leaves) if deployed.batched else 1
-    return torch.tensor([list(deployed.target)] * (rows or 1))
 
 
 @dataclass(frozen=True)

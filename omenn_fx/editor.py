@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,6 +21,15 @@ class Editor:
         values = (n.meta.get("val") for n in self.graph.nodes)
         self.fake_mode = next(v.fake_mode for v in values if isinstance(v, FakeTensor))
         self._fresh = sum(1 for name, _ in module.named_buffers() if name.startswith("folded_"))
+
+    def run(self, passes: Iterable[Callable[[Editor], None]]) -> fx.GraphModule:
+        """Run passes one after the other, each followed by the removal of what nothing reads any more."""
+        for change in passes:
+            change(self)
+            self.graph.eliminate_dead_code()
+        self.graph.lint()
+        self.module.recompile()
+        return self.module
 
     def nodes(self, *targets: Any) -> list[Any]:
         """The nodes of some operators, in order; a list, so that the graph may change on the way."""

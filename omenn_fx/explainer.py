@@ -21,7 +21,7 @@ from omenn_fx.batch import mixed
 from omenn_fx.capture import Captured, place_of
 from omenn_fx.carry import POLICIES
 from omenn_fx.errors import InputError, MixedBatchError, OmennError
-from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+from omenn_fx.explanation import Explanation, assembled
 from omenn_fx.exporting import Source, load_source, require_eval, tensors_only
 from omenn_fx.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
 from omenn_fx.lower import Halves, explainer_graph, split
@@ -256,19 +256,8 @@ class Explainer(nn.Module):
         resolved = resolve(target, outputs)
         cotangents = resolved.cotangents(outputs)
         results = [program.halves.backward(g if self.request.batched else g[0], *residuals) for g in cotangents]
-        inputs = {}
-        for i, name in enumerate(program.names):
-            carried = [self._rows(r["C_b"][i]) for r in results if r["C_b"] is not None]
-            inputs[name] = InputExplanation(
-                X=self._rows(results[0]["X"][i].detach()),
-                C_w=_together([self._rows(r["C_w"][i]) for r in results], resolved.several),
-                C_b=_together(carried, resolved.several) if carried else None,
-                several=resolved.several,
-            )
         biased = program.graph_module.meta["biased"]
-        shares = _together([r["bias"] for r in results], resolved.several) if biased else None
-        value = resolved.value(outputs)
-        return Explanation(outputs, resolved.target, value, inputs, BiasTable(biased, shares, value))
+        return assembled(outputs, resolved, results, program.names, biased, self.request.batched)
 
     def _rows(self, value: Tensor) -> Tensor:
         """One row per sample: a batch of one in front of what has none."""
@@ -303,9 +292,13 @@ class Explainer(nn.Module):
 
     def in_float64(self) -> Explainer:
         """An explainer of a copy of the model in float64. Raises OmennError for an exported program."""
+        return self.converted(torch.float64)
+
+    def converted(self, dtype: torch.dtype, device: str | None = None) -> Explainer:
+        """An explainer of a copy of the model in another dtype. Raises OmennError for an exported program."""
         if self.model is None:
             raise OmennError("an exported program keeps its dtype; transform the model itself to compare with float64")
-        twin = Explainer(copy.deepcopy(self.model).double(), bias=self.bias)
+        twin = Explainer(copy.deepcopy(self.model).to(device=device, dtype=dtype), bias=self.bias)
         twin.request = self.request
         return twin
 
@@ -462,10 +455,6 @@ class Explainer(nn.Module):
             "not captured yet" if self._current is None else f"{len(self._current.tagged.captured.graph.nodes)} nodes"
         )
         return f"rules={self.request.rules.name!r}, bias={self.bias!r}, {state}"
-
-
-def _together(values: list[Tensor], several: bool) -> Tensor:
-    return torch.stack(values, 1) if several else values[0]
 
 
 def _content_node(tagged: Tagged, name: str) -> fx.Node:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from omenn_fx.target import Positions, Weights
 
 Tensor = torch.Tensor
 
@@ -38,16 +40,19 @@ class InputExplanation:
 
 
 class BiasTable(Mapping[str, Tensor]):
-    """Node name -> its share of the explained value through its bias: <g_v, b_v>, shape [N] (or [N, T])."""
+    """Node name -> its share of the explained value through its bias: <g_v, b_v>, shape [N] (or [N, T]).
+
+    `shares` has all of them, [N, V] (or [N, T, V]); None where no node has a bias.
+    """
 
     def __init__(self, names: list[str], shares: Tensor | None, like: Tensor):
-        self._names, self._shares, self._like = names, shares, like
+        self._names, self.shares, self._like = names, shares, like
 
     def __getitem__(self, name: str) -> Tensor:
-        if self._shares is None:
+        if self.shares is None:
             raise KeyError(name)
         try:
-            return self._shares[..., self._names.index(name)]
+            return self.shares[..., self._names.index(name)]
         except ValueError:
             raise KeyError(name) from None
 
@@ -60,12 +65,12 @@ class BiasTable(Mapping[str, Tensor]):
     @property
     def total(self) -> Tensor:
         """The sum over all nodes, [N] (or [N, T])."""
-        return torch.zeros_like(self._like) if self._shares is None else self._shares.sum(-1)
+        return torch.zeros_like(self._like) if self.shares is None else self.shares.sum(-1)
 
     @property
     def magnitude(self) -> Tensor:
         """The sum of the shares' absolute values."""
-        return torch.zeros_like(self._like) if self._shares is None else self._shares.abs().sum(-1)
+        return torch.zeros_like(self._like) if self.shares is None else self.shares.abs().sum(-1)
 
     def __repr__(self) -> str:
         largest = sorted(self.items(), key=lambda kv: -float(kv[1].abs().max()))[:8]
@@ -158,3 +163,36 @@ class Explanation:
             f"Explanation(target={target}, value={self.value.tolist()}, sum={self.sum.tolist()}, "
             f"C of {shapes}, completeness_error={error:.1e})"
         )
+
+
+def assembled(
+    outputs: Tensor,
+    resolved: Positions | Weights,
+    results: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    biased: list[str],
+    batched: bool,
+) -> Explanation:
+    """The explanation that the explainer graph's results make, one result for each target.
+
+    `outputs` has its batch; where the graph has none (batched=False), its results get one in front.
+    """
+
+    def rows(values: list[Tensor]) -> Tensor:
+        return together([v if batched else v[None] for v in values])
+
+    def together(values: list[Tensor]) -> Tensor:
+        return torch.stack(values, 1) if resolved.several else values[0]
+
+    inputs = {}
+    for i, name in enumerate(names):
+        x = results[0]["X"][i].detach()
+        inputs[name] = InputExplanation(
+            X=x if batched else x[None],
+            C_w=rows([r["C_w"][i] for r in results]),
+            C_b=None if results[0]["C_b"] is None else rows([r["C_b"][i] for r in results]),
+            several=resolved.several,
+        )
+    shares = together([r["bias"] for r in results]) if biased else None
+    value = resolved.value(outputs)
+    return Explanation(outputs, resolved.target, value, inputs, BiasTable(biased, shares, value))

@@ -33,13 +33,7 @@ LARGE = 1 << 16  # elements: no larger constant is made of smaller ones
 
 def optimize(module: fx.GraphModule) -> fx.GraphModule:
     """Run the passes on a graph of ATen operators, in place."""
-    editor = Editor(module)
-    for run in PASSES:
-        run(editor)
-        editor.graph.eliminate_dead_code()
-    editor.graph.lint()
-    module.recompile()
-    return module
+    return Editor(module).run(PASSES)
 
 
 def drop_assertions(editor: Editor) -> None:

@@ -255,20 +255,25 @@ def _taken(editor: Editor, node: Any, dim: int, start: int, length: int) -> Any:
     ndim = len(shape(node))
     if node.target is operator.getitem and node.args[0].target is aten.native_layer_norm.default:
         return _taken_statistic(editor, node, dim, start, length)
-    works_apart = {
-        aten.linear.default: dim < ndim - 1,
-        aten.layer_norm.default: node.target is aten.layer_norm.default and dim < ndim - len(node.args[1]),
-    }
-    elementwise = node.target in _ELEMENTWISE
-    if not (elementwise or works_apart.get(node.target, False)) or node.users == {}:
+    along = _works_along(node)
+    if along is None or dim >= ndim - along:
         return None
     block = Block(None, dim, start, length, shape(node)[dim])
     with editor.before(node):
         args = [
-            _part(editor, a, block, ndim) if isinstance(a, fx.Node) and (elementwise or i == 0) else a
+            _part(editor, a, block, ndim) if isinstance(a, fx.Node) and (along == 0 or i == 0) else a
             for i, a in enumerate(node.args)
         ]
         return editor.call(node.target, *args, **node.kwargs)
+
+
+def _works_along(node: Any) -> int | None:
+    """How many of the last dimensions an operator works along; None for one that is not known here."""
+    if node.target in _ELEMENTWISE:
+        return 0
+    if node.target is aten.layer_norm.default:
+        return len(node.args[1])
+    return 1 if node.target is aten.linear.default else None
 
 
 def _taken_statistic(editor: Editor, node: Any, dim: int, start: int, length: int) -> Any:

@@ -1,5 +1,6 @@
 """What every test needs: torchvision beside a CPU build of torch, one thread per worker, the shared files."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def _define_torchvision_ops() -> None:
 _define_torchvision_ops()
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_heard():
+    """The commands that report by themselves silence the package's log for their process, which here goes on."""
+    logging.getLogger("omenn_fx").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
