@@ -9,13 +9,10 @@ process of its own, so that its peak memory is its own.
 from __future__ import annotations
 
 import json
-import platform
 import resource
-import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,21 +20,15 @@ from typing import Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import omenn_fx
 
 sys.path.append(str(Path(__file__).resolve().parent))
 import zoo.preload  # noqa: F401  (torchvision beside a CPU build of torch)
+from contest import device_name, interleaved
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def processor_seconds(run: Callable[[], Any]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 def vit(rounds: int) -> dict[str, Any]:
@@ -55,10 +46,7 @@ def vit(rounds: int) -> dict[str, Any]:
         "export, free batch": lambda: torch.export.export(model, (x,), strict=False, **free),
         "check of a batch": lambda: omenn_fx.check(model, x),
     }
-    for run in contestants.values():
-        run()
-    taken = [{n: processor_seconds(run) for n, run in contestants.items()} for _ in track(range(rounds), "ViT-B/16")]
-    seconds = {name: statistics.median(t[name] for t in taken) for name in contestants}
+    seconds = {name: taken["median"] for name, taken in interleaved(contestants, rounds, "ViT-B/16").items()}
     ratios = {
         "check / export, one sample": seconds["check"] / seconds["export"],
         "check / export, both with a free batch of two": seconds["check of a batch"] / seconds["export, free batch"],
@@ -117,7 +105,7 @@ def main(rounds: int = 7, out: Path = RESULTS / "check.json") -> None:
     warnings.simplefilter("ignore")
     with get_context("spawn").Pool(1) as pool:
         result = {"llama": pool.apply(llama), "vit": vit(rounds)}
-    setting = {"torch": torch.__version__, "device": platform.processor() or platform.machine(), "rounds": rounds}
+    setting = {"torch": torch.__version__, "device": device_name(), "rounds": rounds}
     out.write_text(json.dumps({"setting": setting, **result}, indent=2) + "\n")
     show(result, Console())
 

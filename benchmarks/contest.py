@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -15,6 +17,15 @@ from rich.progress import track
 
 Runs = Mapping[str, Callable[[], Any]]
 _PROCESS = Path("/proc/self")
+
+
+def device_name(device: str = "cpu") -> str:
+    """What the times of a result file were measured on."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux `platform` knows the architecture alone
+    models = re.findall(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else []
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def clock(device: str = "cpu", threads: int = 1) -> Callable[[], float]:
@@ -41,18 +52,19 @@ def interleaved(
 
     Args:
         runs: name -> what to time.
-        rounds: turns of each; those of the names in `rare` come every `every`-th round only.
+        rounds: turns of each that are counted; the names in `rare` come in every `every`-th round only, the first
+            one among them, and have no turn before it.
         label: of the progress bar.
         now: a clock, as `clock` gives.
     """
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for turn in track(range(rounds + 1), description=label, transient=True):
         for name, run in runs.items():
-            if name in rare and turn % every != 1 and rounds > 1:
+            if name in rare and turn % every != 1:
                 continue
             start = now()
             run()
-            if turn or rounds == 1:
+            if turn:
                 taken[name].append(now() - start)
     return {name: _spread(times) for name, times in taken.items()}
 

@@ -10,7 +10,6 @@ ratios are of medians. Peak memory is what a call takes beyond what was there be
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ import omenn_fx
 
 sys.path.append(str(Path(__file__).resolve().parent))
 import zoo.preload  # noqa: F401  (torchvision beside a CPU build of torch)
-from contest import clock, interleaved, peak_memory
+from contest import clock, device_name, interleaved, peak_memory
 from zoo.random_weights import randomise
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -177,7 +176,7 @@ def main(
     setting = {
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
-        "device": platform.processor() or platform.machine(),
+        "device": device_name(),
         "threads": threads,
         "rounds": rounds,
     }

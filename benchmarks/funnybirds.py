@@ -14,7 +14,6 @@ of the scale.
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 import traceback
@@ -33,6 +32,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import zoo.preload  # noqa: F401  (torchvision beside a CPU build of torch)
 from birds import measure, models, protocol
 from birds.data import Birds
+from contest import device_name
 from judge.methods import METHODS, NotApplicable
 
 RESULTS = Path(__file__).resolve().parent / "results" / "funnybirds.json"
@@ -189,16 +189,10 @@ def main(
             for each in to_do:
                 rows[each] = judged.judge(each, batch, rescore)
                 progress.advance(bar)
-                results["setting"] = {"torch": torch.__version__, "device": _name(device)}
+                results["setting"] = {"torch": torch.__version__, "device": device_name(device)}
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     show(results)
-
-
-def _name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ import omenn_fx
 
 sys.path.append(str(Path(__file__).resolve().parent))
 import zoo.preload  # noqa: F401  (torchvision beside a CPU build of torch)
-from contest import interleaved
+from contest import device_name, interleaved
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Point = tuple[int, nn.Module, torch.Tensor, Any]  # size, model, input, target
@@ -138,7 +137,7 @@ def main(rounds: int = 7, out: Path = RESULTS / "growth.json") -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     results = {axis: measure(axis, rounds) for axis in AXES}
-    setting = {"torch": torch.__version__, "device": platform.processor() or platform.machine(), "rounds": rounds}
+    setting = {"torch": torch.__version__, "device": device_name(), "rounds": rounds}
     out.write_text(json.dumps({"setting": setting, "axes": results}, indent=2) + "\n")
     draw(results, out.with_suffix(".png"))
     show(results, Console())

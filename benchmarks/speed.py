@@ -10,8 +10,7 @@ The contestants of one model take turns, so that a slow minute of the machine hi
 from __future__ import annotations
 
 import json
-import platform
-import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,33 +19,16 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import omenn_fx
 from omenn_fx.sources import load
 
+sys.path.append(str(Path(__file__).resolve().parent))
+from contest import clock, device_name, interleaved
+
 RESULTS = Path(__file__).resolve().parent / "results"
 Timed = dict[str, Callable[[], Any]]
-
-
-def interleaved(contestants: Timed, rounds: int, label: str, sync: Callable[[], None]) -> dict[str, dict[str, float]]:
-    """Median and spread (interquartile range) in seconds of each contestant, taking turns."""
-    taken: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
-    for _ in track(range(rounds), description=label, transient=True):
-        for name, run in contestants.items():
-            sync()
-            start = time.perf_counter()
-            run()
-            sync()
-            taken[name].append(time.perf_counter() - start)
-    result = {}
-    for name, times in taken.items():
-        low, median, high = statistics.quantiles(times, n=4)
-        result[name] = {"median": median, "iqr": high - low}
-    return result
 
 
 def explaining(model: torch.nn.Module, x: torch.Tensor, target: int) -> Timed:
@@ -86,10 +68,10 @@ def measure(spec: str, batch: int, size: int, rounds: int, device: str) -> dict[
     assert isinstance(model, torch.nn.Module)
     model = model.to(device)
     x = torch.randn(batch, 3, size, size, device=device)
-    sync = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    times = interleaved(explaining(model, x, target=7), rounds, spec, sync)
+    now = clock(device) if device.startswith("cuda") else time.perf_counter
+    times = interleaved(explaining(model, x, target=7), rounds, spec, now)
     wide = torch.cat([x, x]) if batch == 1 else x  # an export takes a size of 1 for a constant
-    build = interleaved(building(model, wide), 3, f"{spec} build", sync)
+    build = interleaved(building(model, wide), 3, f"{spec} build", now)
     explanation = omenn_fx.transform(model)(x, target=7)
     ratios = {
         "twin / input x gradient": times["twin"]["median"] / times["input x gradient"]["median"],
@@ -131,11 +113,8 @@ def main(
     results = [
         measure(m, batch, size, rounds, device) for m in models or ["torchvision:resnet50", "torchvision:vit_b_16"]
     ]
-    name = (
-        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    setting = {"torch": torch.__version__, "threads": threads, "device": name, "rounds": rounds}
+    setting = {"torch": torch.__version__, "threads": threads, "device": device_name(device), "rounds": rounds}
     out.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n")
     console = Console()
     show(results, console)
