@@ -73,8 +73,12 @@ def saturations(editor: Editor) -> None:
         x, low, high = _limits(clipped)
         if x is None or _limits(divisor) != (x, TINY, None) or low != 0 or high is None:
             continue
-        if x.target is not aten.conv2d.default or x.meta["val"].dtype != torch.float32 or not _never_zero(editor, x):
+        if x.target is not aten.conv2d.default or x.meta["val"].dtype != torch.float32:
             continue
+        bias = _bias(editor, x)
+        if bias is None:
+            continue
+        _move_off_zero(editor, x, bias)
         channels = int(shape(x)[1])
         with editor.before(clipped):
             upright = _depthwise(editor, x, torch.ones(channels, 1, 1, 1), [1, 1])
@@ -96,17 +100,18 @@ def _limits(node: Any) -> tuple[Any, Any, Any]:
     return x, node.kwargs.get("min", low), node.kwargs.get("max", high)
 
 
-def _never_zero(editor: Editor, convolution: Any) -> bool:
-    """Gives each channel of a convolution that has no bias one of -TINY; whether that could be done."""
+def _bias(editor: Editor, convolution: Any) -> Tensor | None:
+    """A convolution's bias, one number for each channel (zeros where it has none); None where it is no constant."""
     bias = convolution.args[2] if len(convolution.args) > 2 else None
-    value = torch.zeros(int(shape(convolution)[1])) if bias is None else editor.constant(bias)
-    if value is None:
-        return False
-    if not value.all():
+    return torch.zeros(int(shape(convolution)[1])) if bias is None else editor.constant(bias)
+
+
+def _move_off_zero(editor: Editor, convolution: Any, bias: Tensor) -> None:
+    """Channels whose bias is 0, which may be 0 everywhere, get one of -TINY."""
+    if not bias.all():
         with editor.before(convolution):
-            shifted = editor.add_constant(torch.where(value == 0, -TINY, value))
-        convolution.args = (*convolution.args[:2], shifted, *convolution.args[3:])
-    return True
+            moved = editor.add_constant(torch.where(bias == 0, -TINY, bias))
+        convolution.args = (*convolution.args[:2], moved, *convolution.args[3:])
 
 
 def phases_of_images(editor: Editor) -> None:

@@ -112,14 +112,15 @@ def _translated(
     if batch is not None and batch_symbol(traced) is None:
         raise ExportError("the batch did not stay free while the graph was optimised: export with dynamic=()")
     try:
-        import onnxscript  # noqa: F401
+        from omenn_fx.export.translations import TRANSLATIONS
     except ImportError as error:
         raise ExportError("ONNX export needs onnx and onnxscript: pip install 'omenn-fx[onnx]'") from error
     try:
         with quiet():
             model = torch.onnx.export(
-                traced, dynamo=True, opset_version=opset, input_names=names, output_names=deployed.names, verbose=False
-            )
+                traced, dynamo=True, opset_version=opset, input_names=names, output_names=deployed.names, verbose=False,
+                custom_translation_table=TRANSLATIONS,
+            )  # fmt: skip
     except Exception as error:
         raise ExportError(_untranslated(error)) from error
     assert model is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx.capture import place_of
-from omenn_fx.errors import ParityError, Place
+from omenn_fx.errors import ExportError, OmennError, ParityError, Place
 from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed
 from omenn_fx.export.runtime import OnnxExplainer, load
@@ -51,7 +53,8 @@ def prove(
     path: Path, explainer: Explainer, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed, free: bool
 ) -> Proof:
     """Compare on the given inputs and on random ones. Raises ParityError with the first node that differs."""
-    session = load(path, providers=["CPUExecutionProvider"])
+    with _refusals():
+        session = load(path, providers=["CPUExecutionProvider"])
     tried = [(args, kwargs), _disturbed(args, kwargs)]
     rows = batch_size(pytree.tree_leaves((args, kwargs)))
     if free and rows:
@@ -67,6 +70,17 @@ def prove(
         max((f.rounding for f in found if f.rounding is not None), default=None),
         any(f.random for f in found),
     )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What onnxruntime cannot run, which is an operator without a kernel for a dtype, as a rule."""
+    try:
+        yield
+    except OmennError:
+        raise
+    except Exception as error:
+        raise ExportError(f"onnxruntime cannot run the file on the CPU: {str(error).splitlines()[0]}") from error
 
 
 def in_double(values: Any) -> Any:
@@ -117,7 +131,9 @@ def _compared(
     values = [v.numpy(force=True) for v in leaves if isinstance(v, Tensor)]
     if deployed.takes_target:
         values.append(twin.target.numpy())
-    got = {name: torch.from_numpy(value).double() for name, value in session.run(values).items()}
+    with _refusals():
+        found = session.run(values)
+    got = {name: torch.from_numpy(value).double() for name, value in found.items()}
     scale = twin.scale.double().clamp_min(torch.finfo(torch.float32).tiny)
 
     # a logit that is a small difference of large terms is no more exact than those
@@ -158,8 +174,16 @@ def _compared(
 
 def _draws(traced: ExportedProgram) -> bool:
     """Whether the model draws random numbers, which are others in onnxruntime: its sum is all that can be verified."""
-    targets = (n.target for n in traced.graph.nodes if isinstance(n.target, torch._ops.OpOverload))
-    return any(torch.Tag.nondeterministic_seeded in op.tags for op in targets)
+    return any(_is_random(n) for n in traced.graph.nodes)
+
+
+def _is_random(node: fx.Node) -> bool:
+    """An attention draws numbers for its dropout alone."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    attention = node.target is torch.ops.aten.scaled_dot_product_attention.default
+    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    return torch.Tag.nondeterministic_seeded in node.target.tags and not (attention and dropout == 0.0)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,19 @@ def test_float16(explainer, tmp_path):
     assert file.size < explainer.to_onnx(tmp_path / "single.onnx", X, verify=False).size
 
 
+def test_a_transformer_in_float16(tmp_path):
+    """ONNX returns a layer norm's statistics in float32; the adjoint goes on in the model's dtype."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True)
+    model = nn.Sequential(layer, nn.LayerNorm(8), nn.Flatten(), nn.Linear(40, 3)).eval()
+    x = torch.randn(2, 5, 8)
+    explainer = omenn_fx.transform(model, x)
+    file = explainer.to_onnx(tmp_path / "half.onnx", x, dtype="float16")
+    assert file.proof.completeness < 1e-3
+    got, want = load(file.path)(x.half(), target=1), explainer(x, target=1)
+    assert got.C.dtype == torch.float16
+    same(got.C.float(), want.C, 1e-2)
+
+
 def test_a_float64_model_leaves_in_float32(tmp_path):
     explainer = omenn_fx.transform(Net().double().eval(), X.double())
     file = explainer.to_onnx(tmp_path / "d.onnx")
