@@ -17,6 +17,7 @@ from torch import fx
 
 from omenn_fx.editor import Editor, shape
 from omenn_fx.phases import phase_kernel, taps
+from omenn_fx.schedule import writes
 from omenn_fx.zeros import parts_early, skip_zeros
 
 aten = torch.ops.aten
@@ -306,7 +307,7 @@ def _repeatable(node: Any) -> bool:
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    return not node.target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
+    return not writes(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
 
 
 def _conv_args(node: Any) -> list[Any]:
