@@ -13,6 +13,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import assets
 import funnybirds
 from birds import data, measure, models, protocol, training
 from birds.protocol import Answers, Importances
@@ -198,7 +199,7 @@ def test_background_independence(made_up):
 
 
 def test_masks_and_interventions(real):
-    reader = data.module_at(data.SHARED / "funnybirds" / "funnybirds.py")
+    reader = assets.module_at(assets.ASSETS / "funnybirds" / "funnybirds.py")
     birds = reader.TestSet()
     assert (np.bincount(data.Birds(100).labels) == 2).all()
     i = 3

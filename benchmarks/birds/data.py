@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+from assets import ASSETS, module_at
 from scipy import ndimage, sparse
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "assets"
 KINDS = ("beak", "eye", "foot", "tail", "wing")  # bit k of a removal mask is the part kind KINDS[k]
 BACKGROUNDS = 34  # the most background objects that a scene has
 SIZE = 128
 MARGIN = 2  # pixels that a mask grows by: the maps have no outline, and 98 % of a removal's changes lie within 2 pixels
-
-
-def module_at(path: Path) -> ModuleType:
-    """A Python file that is no part of a package. Raises FileNotFoundError where it is absent."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not here; the FunnyBirds benchmark reads its data from {SHARED}")
-    spec = importlib.util.spec_from_file_location(f"shared_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Birds:
@@ -39,7 +25,7 @@ class Birds:
         variants: int64 [50, 5], which beak, eye, foot, tail and wing each class has.
     """
 
-    def __init__(self, images: int | None = None, folder: Path = SHARED / "funnybirds"):
+    def __init__(self, images: int | None = None, folder: Path = ASSETS / "funnybirds"):
         reader = module_at(folder / "funnybirds.py")
         self._set = reader.TestSet(str(folder))
         rows = np.arange(len(self._set.images))

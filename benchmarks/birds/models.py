@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import zoo.common
+from assets import ASSETS
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .data import SHARED, SIZE
+from .data import SIZE
 
 CLASSES = 50
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omenn-fx"
@@ -122,7 +123,7 @@ def load(name: str, device: str = "cpu") -> Classifier:
     Raises:
         FileNotFoundError: neither is there; says what trains it.
     """
-    comes_along = SHARED / "models" / "funnybirds_resnet18_slim_fp16.pth"
+    comes_along = ASSETS / "models" / "funnybirds_resnet18_slim_fp16.pth"
     if weights(name).exists():
         saved = torch.load(weights(name), map_location="cpu", weights_only=True)
         state, about = saved["state"], saved["about"]

