@@ -1,5 +1,6 @@
 """What every test needs: torchvision beside a CPU build of torch, one thread per worker, the shared files."""
 
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -50,3 +51,12 @@ def shared_path(*parts: str) -> Path:
 def shared():
     """shared("assets", "models", ...) -> Path, or the test is skipped."""
     return shared_path
+
+
+@pytest.fixture
+def assets(shared):
+    """The loaders beside the trained models."""
+    spec = importlib.util.spec_from_file_location("shared_assets_load", shared("assets", "load.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

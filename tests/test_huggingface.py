@@ -3,8 +3,6 @@
 Each result's contributions sum to the logit that the pipeline itself computes, whatever it was batched with.
 """
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -303,13 +301,10 @@ class Sentiment(transformers.PreTrainedModel):
         return SequenceClassifierOutput(logits=self.net(input_ids, attention_mask))
 
 
-def test_trained_sentiment(shared):
+def test_trained_sentiment(assets):
     """Opinions stand out. A mean over the tokens of a text leaves a little of the last bias at padding."""
-    spec = importlib.util.spec_from_file_location("shared_assets_load", shared("assets", "load.py"))
-    assets = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(assets)
     net, _ = assets.model_sentiment()
-    vocabulary = shared("assets", "text", "vocab_pruned.txt").read_text(encoding="utf-8").splitlines()
+    vocabulary = (assets.HERE / "text" / "vocab_pruned.txt").read_text(encoding="utf-8").splitlines()
     tokenizer = transformers.BertTokenizerFast(
         vocab={token: i for i, token in enumerate(vocabulary)}, model_input_names=["input_ids", "attention_mask"]
     )

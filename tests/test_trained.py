@@ -18,15 +18,6 @@ import omenn_fx
 CAT_CLASSES = range(281, 286)  # ImageNet's tabby, tiger cat, Persian, Siamese, Egyptian cat
 
 
-@pytest.fixture
-def assets(shared):
-    """The loaders beside the trained models."""
-    spec = importlib.util.spec_from_file_location("shared_assets_load", shared("assets", "load.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def assert_complete(name, explanation, tolerance=1e-5):
     """sum(C) is the logit of every sample, to 1e-5 of S, and nothing is NaN."""
     total = sum(i.C.flatten(1).sum(1) for i in explanation.inputs.values())

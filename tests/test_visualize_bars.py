@@ -1,6 +1,5 @@
 """Pictures of tokens and of biases: bars and coloured text, and that they sum to what is explained."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -337,16 +336,13 @@ def test_explanations_come_without_matplotlib():
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
-def test_a_trained_reader_of_sentiment(shared):
+def test_a_trained_reader_of_sentiment(assets):
     """MiniLM's padding takes part: a little of the biases ends there, and the bars hold it."""
     pytest.importorskip("transformers")
-    spec = importlib.util.spec_from_file_location("shared_assets_load", shared("assets", "load.py"))
-    load = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(load)
-    network, tokenise = load.model_sentiment()
+    network, tokenise = assets.model_sentiment()
     batch = tokenise(["a gripping, funny and intelligent film", "dull"])
     explanation = omenn_fx.transform(network)(**batch, target=1)
-    words = (load.HERE / "text" / "vocab_pruned.txt").read_text(encoding="utf-8").splitlines()
+    words = (assets.HERE / "text" / "vocab_pruned.txt").read_text(encoding="utf-8").splitlines()
     tokens = [words[i] for i in batch["input_ids"][1].tolist()]
     figure = explanation.plot(tokens=tokens, row=1)
     assert labels(figure)[0] == "[CLS]"
