@@ -18,9 +18,9 @@ from omenn_fx.visualize.parts import (
     Names,
     Row,
     aligned,
-    class_names,
-    label,
+    bias_share,
     part,
+    parts_of,
     percent,
     proof,
     rows_of,
@@ -69,9 +69,7 @@ def token_bars(
         ValueError: the explained input is no sequence, there are not as many tokens as positions, or `row` or `input`
             does not select one of the explained values.
     """
-    rows = rows_of(explanation, row)
-    names = class_names(class_name, len(rows))
-    parts = [part(explanation, r, input, name) for r, name in zip(rows, names, strict=True)]
+    parts = parts_of(explanation, row, input, class_name)
     found = runs(tokens, len(per_token(parts[0].C)))
     values = _per_run(found, [p.C for p in parts])
     products = [p.product for p in parts if p.product is not None and p.C_b is not None]
@@ -80,7 +78,7 @@ def token_bars(
     tick = ["The tick is C_w * X alone."] if products else []
     balances = [p.balance if len(parts) == 1 else f"{p.label}: {p.balance}" for p in parts]
     caption = [*balances, colours_meaning(parts[0]), *tick]
-    page = _drawn(bars, [p.label for p in parts], caption, title, proof(explanation, rows))
+    page = _drawn(bars, [p.label for p in parts], caption, title, proof(explanation, rows_of(explanation, row)))
     return page.written(path)
 
 
@@ -195,18 +193,15 @@ def _depth(paths: list[str], most: int) -> int:
 
 def _bias_page(bars: _Bars, explanation: Explanation, row: Row, title: str | None, class_name: Names) -> Page:
     rows = rows_of(explanation, row)
-    names = class_names(class_name, len(rows))
-    labels = [label(explanation, r, name) for r, name in zip(rows, names, strict=True)]
-    noun = "value" if explanation.target.is_floating_point() else "logit"
+    parts = parts_of(explanation, row, next(iter(explanation.inputs)), class_name)
     caption = []
-    for r, what, drawn in zip(rows, labels, bars.values.sum(1), strict=True):
-        total, value = float(explanation.bias.total[r]), float(explanation.value[r])
-        share = percent(total / value if value else float("nan")).replace("-", MINUS)
-        sums = f"the bars sum to {signed(float(drawn))},  bias.total = {signed(total)}: {share} of the {noun} "
-        sums += signed(value)
-        caption.append(sums.capitalize() if len(rows) == 1 else f"{what}: {sums}")
-    caption.append(f"Biases as they reach the {noun}; red raises it, blue lowers it.")
-    return _drawn(bars, labels, caption, title, proof(explanation, rows))
+    for r, one, drawn in zip(rows, parts, bars.values.sum(1), strict=True):
+        total, share = float(explanation.bias.total[r]), percent(bias_share(explanation, r)).replace("-", MINUS)
+        sums = f"the bars sum to {signed(float(drawn))},  bias.total = {signed(total)}: {share} of the {one.noun} "
+        sums += signed(one.value)
+        caption.append(sums.capitalize() if len(rows) == 1 else f"{one.label}: {sums}")
+    caption.append(f"Biases as they reach the {parts[0].noun}; red raises it, blue lowers it.")
+    return _drawn(bars, [p.label for p in parts], caption, title, proof(explanation, rows))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,19 @@ from matplotlib.figure import Figure
 from omenn_fx.explanation import Explanation
 from omenn_fx.visualize.display import AS_IT_IS, Display
 from omenn_fx.visualize.panels import Panels, sized
-from omenn_fx.visualize.parts import Names, Part, Row, class_names, difference, part, proof, rows_of, signed, titled
+from omenn_fx.visualize.parts import (
+    Names,
+    Part,
+    Row,
+    class_names,
+    difference,
+    part,
+    parts_of,
+    proof,
+    rows_of,
+    signed,
+    titled,
+)
 from omenn_fx.visualize.pixels import PERCENTILE, as_pixels, symmetric_scale
 
 ENDS = f"symmetric around 0, ending at the {PERCENTILE}th percentile of"
@@ -115,15 +127,13 @@ def targets_picture(
     Raises:
         ValueError: as of `picture`, or there are not as many names as targets.
     """
-    rows = rows_of(explanation, row)
-    names = class_names(class_name, len(rows))
-    parts = [part(explanation, r, input, name) for r, name in zip(rows, names, strict=True)]
+    parts = parts_of(explanation, row, input, class_name)
     drawn = [display(flat(p.C)) for p in parts]
     panels = _panels(image, parts, 1 + len(parts), f"The maps share a scale, {ENDS} their absolute values.", display)
     scale = symmetric_scale(np.stack(drawn))
     for i, (shown, values) in enumerate(zip(parts, drawn, strict=True), start=1):
         panels.map(i, values, shown.label, _total(shown), scale)
-    panels.header(titled(title, f"{len(parts)} targets"), proof(explanation, rows))
+    panels.header(titled(title, f"{len(parts)} targets"), proof(explanation, rows_of(explanation, row)))
     return panels.written(path)
 
 

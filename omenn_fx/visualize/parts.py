@@ -104,6 +104,17 @@ def difference(a: Part, b: Part) -> Part:
     )
 
 
+def parts_of(explanation: Explanation, row: Row, input: str | None, class_name: Names) -> list[Part]:
+    """The part of a row, or those of its T targets.
+
+    Raises:
+        ValueError: as of `part`, or there are not as many names as explained values.
+    """
+    rows = rows_of(explanation, row)
+    names = class_names(class_name, len(rows))
+    return [part(explanation, r, input, name) for r, name in zip(rows, names, strict=True)]
+
+
 def rows_of(explanation: Explanation, row: Row) -> list[Row]:
     """`row` itself, or a row's T targets: (row, 0) ... (row, T - 1)."""
     if isinstance(row, int) and explanation.value.ndim == 2:
