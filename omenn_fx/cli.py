@@ -25,11 +25,11 @@ from omenn_fx import cli_check, cli_export, sources
 from omenn_fx.errors import InputError, OmennError
 from omenn_fx.explanation import Explanation
 from omenn_fx.images import open_image
-from omenn_fx.report import class_name
-from omenn_fx.report import write as write_report
+from omenn_fx.report import Report, class_name
 from omenn_fx.sources import Loaded, Sizes
 from omenn_fx.target import Target
 from omenn_fx.visualize import bias_share, number, percent, picture
+from omenn_fx.visualize.parts import Row
 
 app = typer.Typer(
     help="Explain what a PyTorch image model saw, exactly: one matrix whose sum is the logit.",
@@ -146,18 +146,21 @@ def explain_images(
         task = progress.add_task("capturing the model", total=len(files))
         batches = [loaded.preprocess(image).to(loaded.dtype) for image in opened]
         explainer = omenn_fx.transform(loaded.model, batches[0], bias=bias)
+        page = Report(loaded, explainer, target)
         for file, x, path in zip(files, batches, paths, strict=True):
             progress.update(task, description=f"explaining {file.name}")
-            explanation = explainer(x, target=target)
-            shown = class_name(loaded.classes, explanation, int(explanation.target[0]))
-            picture(loaded.preprocess.undo(x[0]), explanation, path=path, title=file.name, class_name=shown)
+            explanation = explainer(x, target=target if report is None else page.target)
+            at = _shown(explanation)
+            name = class_name(loaded.classes, explanation, int(explanation.target[at]))
+            picture(loaded.preprocess.undo(x[0]), explanation, at, path, file.name, name)
             console.print(table(explanation, file.name, loaded.classes))
-            worst = max(worst, float(explanation.completeness_error[0]))
+            worst = max(worst, float(explanation.completeness_error[at]))
+            if report is not None:
+                progress.update(task, description=f"validating {file.name} for the report")
+                page.add(file.name, x, explanation)
             progress.advance(task)
         if report is not None:
-            progress.remove_task(task)
-            tracked = progress.track(files, description="validating for the report")
-            write_report(report, loaded, tracked, explainer=explainer, target=target)
+            page.write(report)
     console.print(_closing(paths, out, worst, report), soft_wrap=True)
     return paths
 
@@ -166,7 +169,7 @@ def table(explanation: Explanation, title: str, classes: Sequence[str] | None = 
     """The top five outputs of the first row and, for the explained one, its proof.
 
     Args:
-        explanation: of one target per row.
+        explanation: of any targets; the first one of the row is shown.
         title: what is explained, such as the file's name.
         classes: a name for every output.
     """
@@ -177,7 +180,8 @@ def table(explanation: Explanation, title: str, classes: Sequence[str] | None = 
     for heading in ("logit", "sum(C)", "completeness\nerror", "relative\nerror", "bias\nshare"):
         grid.add_column(heading, justify="right", no_wrap=True)
     flat = explanation.outputs[0].reshape(-1)
-    explained = int(explanation.target[0])
+    at = _shown(explanation)
+    explained = int(explanation.target[at])
     rows = flat.topk(min(5, flat.numel())).indices.tolist()
     for index in rows if explained in rows else [*rows, explained]:
         cells = [_position(index, explanation)]
@@ -186,13 +190,18 @@ def table(explanation: Explanation, title: str, classes: Sequence[str] | None = 
         cells.append(number(float(flat[index])))
         if index == explained:
             cells += [
-                number(float(explanation.sum[0])),
-                f"{float(explanation.completeness_error[0]):.1e}",
-                f"{float(explanation.relative_error[0]):.1e}",
-                percent(bias_share(explanation)),
+                number(float(explanation.sum[at])),
+                f"{float(explanation.completeness_error[at]):.1e}",
+                f"{float(explanation.relative_error[at]):.1e}",
+                percent(bias_share(explanation, at)),
             ]
         grid.add_row(*(Text(c) for c in cells), style="bold green" if index == explained else None)
     return grid
+
+
+def _shown(explanation: Explanation) -> Row:
+    """The explained value of the first row; of several targets the first."""
+    return (0, 0) if explanation.value.ndim == 2 else 0
 
 
 def _position(index: int, explanation: Explanation) -> str:

@@ -194,6 +194,24 @@ def test_a_report_beside_the_pictures(folder):
     assert "dir" in unwrapped(explain("net.py:tiny", "--report", "out", code=2).stderr)
 
 
+def test_pictures_and_report_share_their_explanations(folder, monkeypatch):
+    images = ("-i", "b.jpg")
+    alone, pictures = explain("net.py:tiny", *images).stdout, [Path(f"out/{n}.png").read_bytes() for n in "ab"]
+    validation = omenn_fx.transform(nn.Linear(2, 2).eval()).validate(torch.ones(1, 2))
+    explained, forward = [], omenn_fx.Explainer.forward
+
+    def counted(self, *args, **kwargs):
+        explained.append(args)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(omenn_fx.Explainer, "forward", counted)
+    monkeypatch.setattr(omenn_fx.Explainer, "validate", lambda *args, **kwargs: validation)
+    together = explain("net.py:tiny", *images, "--report", "page.html").stdout
+    assert len(explained) == 2
+    assert rows(together) == rows(alone)
+    assert [Path(f"out/{n}.png").read_bytes() for n in "ab"] == pictures
+
+
 def test_version():
     assert run("--version").stdout.strip() == f"omenn-fx {omenn_fx.__version__}"
 

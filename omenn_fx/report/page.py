@@ -18,6 +18,7 @@ from omenn_fx.check import report as check_report
 from omenn_fx.check_report import CheckReport
 from omenn_fx.errors import InputError
 from omenn_fx.explainer import Explainer, transform
+from omenn_fx.explanation import Explanation
 from omenn_fx.images import open_image
 from omenn_fx.plan import Plan
 from omenn_fx.report.content import Subject, subject, top_classes
@@ -60,23 +61,54 @@ def write(
     """
     explainer = transform(loaded.model) if explainer is None else explainer
     device = next(explainer.parameters(), torch.empty(0)).device
-    chosen = top_classes(classes, target)
-    subjects: list[Subject] = []
+    report = Report(loaded, explainer, target, classes)
     for file in files:
         x = loaded.preprocess(open_image(file)).to(device, loaded.dtype)
-        explanation = explainer(x, target=chosen)
-        validation = explainer.validate(x, target=target)
-        image = loaded.preprocess.undo(x[0].cpu())
-        subjects.append(subject(file.name, image, explanation, validation, explainer.nodes, loaded.classes))
-    if not subjects:
-        raise InputError("a report needs at least one image")
-    text = page(subjects, model_report(explainer, type(loaded.model).__name__), explainer.bias, loaded.untrained)
-    try:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"the report '{path}' cannot be written: {error}") from error
+        report.add(file.name, x, explainer(x, target=report.target))
+    report.write(path)
+
+
+class Report:
+    """What `write` does, image by image, for who explains them anyway.
+
+    Args:
+        loaded, explainer, target, classes: as of `write`.
+
+    Attributes:
+        target: of the explanations that are added: the largest outputs at once, the user's own before them.
+        subjects: the images so far.
+    """
+
+    def __init__(self, loaded: Loaded, explainer: Explainer, target: Target = None, classes: int = 5):
+        self.loaded, self.explainer, self.own = loaded, explainer, target
+        self.target = top_classes(classes, target)
+        self.subjects: list[Subject] = []
+
+    def add(self, name: str, x: torch.Tensor, explanation: Explanation) -> None:
+        """Validate one image and take it into the page.
+
+        Args:
+            name: of the image.
+            x: the input, a batch of one [1, C, H, W].
+            explanation: of x and `target`, values [1, T].
+        """
+        validation = self.explainer.validate(x, target=self.own)
+        image = self.loaded.preprocess.undo(x[0].cpu())
+        one = subject(name, image, explanation, validation, self.explainer.nodes, self.loaded.classes)
+        self.subjects.append(one)
+
+    def write(self, path: str | Path) -> None:
+        """Write the page. Raises InputError: there is no image, or it cannot be written."""
+        if not self.subjects:
+            raise InputError("a report needs at least one image")
+        check = model_report(self.explainer, type(self.loaded.model).__name__)
+        text = page(self.subjects, check, self.explainer.bias, self.loaded.untrained)
+        try:
+            path = Path(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"the report '{path}' cannot be written: {error}") from error
 
 
 def page(subjects: list[Subject], check: CheckReport, bias: str, untrained: bool = False) -> str:
