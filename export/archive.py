@@ -11,9 +11,10 @@ import torch
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
-from omenn_fx.errors import ExportError, InputError
+from omenn_fx.errors import ExportError
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation, assembled
+from omenn_fx.export.deployed import inputs_of_call
 from omenn_fx.export.program import to_program
 from omenn_fx.target import Target, resolve
 
@@ -87,17 +88,14 @@ class SavedExplainer:
             InputError: not those inputs.
             TargetError: as of an `Explainer`.
         """
-        given = dict(zip(self.inputs, inputs, strict=False)) | named
-        if len(inputs) > len(self.inputs) or set(given) != set(self.inputs):
-            raise InputError(f"this explainer takes {', '.join(self.inputs)}; got {len(inputs)} and {sorted(named)}")
-        tensors = iter([given[name] for name in self.inputs])
+        given = inputs_of_call(self.inputs, inputs, named)
+        tensors = iter(given)
         kinds = zip(self.notes["tensors"], self.notes["constants"], strict=True)
         leaves = [next(tensors) if tensor else constant for tensor, constant in kinds]
         batched = self.notes["batched"]
-        first = given[self.inputs[0]]
         like = self._cotangent
         size = like.shape[1:] if batched else like.shape
-        rows = first.new_zeros((first.shape[0] if batched else 1, *map(int, size)), dtype=like.dtype)
+        rows = given[0].new_zeros((given[0].shape[0] if batched else 1, *map(int, size)), dtype=like.dtype)
         if target is None or callable(target):  # what is explained depends on the outputs
             rows = self._backward(leaves, rows)["outputs"]
             rows = rows if batched else rows[None]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from omenn_fx.errors import OutputError, TargetError
+from omenn_fx.errors import InputError, OutputError, TargetError
 from omenn_fx.explainer import Program
 from omenn_fx.explanation import assembled
 from omenn_fx.exporting import batch_size
@@ -97,6 +97,14 @@ class Deployed(nn.Module):
     def of_call(self, leaves: Sequence[Any]) -> Any:
         """The target that is explained, as of a call with these inputs."""
         return target_of_call(self.target, (batch_size(leaves) or 1) if self.batched else 1)
+
+
+def inputs_of_call(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The inputs of a call in the order of `names`. Raises InputError: they are not those."""
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    if len(args) > len(names) or set(given) != set(names):
+        raise InputError(f"this explainer takes {', '.join(names)}; got {len(args)} inputs and {sorted(kwargs)}")
+    return [given[name] for name in names]
 
 
 def target_of_call(target: TargetMode, count: int) -> Any:

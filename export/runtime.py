@@ -12,7 +12,7 @@ import torch
 
 from omenn_fx.errors import ExportError, InputError, TargetError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
-from omenn_fx.export.deployed import target_of_call
+from omenn_fx.export.deployed import inputs_of_call, target_of_call
 from omenn_fx.target import Positions, Target, resolve
 
 Tensor = torch.Tensor
@@ -120,10 +120,8 @@ class OnnxExplainer:
 
     def _feeds(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[np.ndarray]:
         names = [n for n in self.inputs if n != "target"]
-        given = dict(zip(names, inputs, strict=False)) | dict(named)
-        if len(inputs) > len(names) or set(given) != set(names):
-            raise InputError(f"this file takes {', '.join(names)}; got {len(inputs)} inputs and {sorted(named)}")
-        arrays = [v.numpy(force=True) if isinstance(v, Tensor) else np.asarray(v) for v in (given[n] for n in names)]
+        given = inputs_of_call(names, inputs, named)
+        arrays = [v.numpy(force=True) if isinstance(v, Tensor) else np.asarray(v) for v in given]
         for want, have in zip(self.session.get_inputs(), arrays, strict=False):
             fixed = [(w, h) for w, h in zip(want.shape, have.shape, strict=False) if isinstance(w, int) and w != h]
             if len(want.shape) != have.ndim or fixed:
