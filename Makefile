@@ -1,4 +1,4 @@
-# make demo, make test: each makes its own virtual environment; all they need is Python >= 3.11 with pip.
+# make demo, make test, make docs: each makes its own virtual environment; all they need is Python >= 3.11 with pip.
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -6,13 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --out demo-output
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/docs/index.html"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
