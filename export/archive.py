@@ -40,6 +40,7 @@ def save(explainer: Explainer, path: str | Path, args: tuple[Any, ...], kwargs: 
         "tensors": tensors,
         "explained": captured.names,
         "biased": captured.graph_module.meta["biased"],
+        "kept": captured.graph_module.meta["kept"],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path, extra_files={NOTES: json.dumps(notes)})
@@ -102,7 +103,8 @@ class SavedExplainer:
         resolved = resolve(target, rows)
         results = [self._backward(leaves, g) for g in resolved.cotangents(rows)]
         outputs = results[0]["outputs"] if batched else results[0]["outputs"][None]
-        return assembled(outputs, resolved, results, self.notes["explained"], self.notes["biased"], batched)
+        names, biased, kept = (self.notes[key] for key in ("explained", "biased", "kept"))
+        return assembled(outputs, resolved, results, names, biased, kept, batched)
 
     def _backward(self, leaves: list[Any], cotangent: Tensor) -> dict[str, Any]:
         return self._run(*leaves, cotangent if self.notes["batched"] else cotangent[0])

@@ -30,6 +30,7 @@ class Deployed(nn.Module):
         super().__init__()
         self.halves = program.halves
         self.biased: list[str] = program.graph_module.meta["biased"]
+        self.kept: list[str] = program.graph_module.meta["kept"]
         self.inputs = [n.name for n, v in zip(program.captured.inputs, leaves, strict=True) if isinstance(v, Tensor)]
         self.constants = [None if isinstance(v, Tensor) else v for v in leaves]
         self.tensors = [isinstance(v, Tensor) for v in leaves]
@@ -76,7 +77,7 @@ class Deployed(nn.Module):
         positions = self._positions(rows, next(given, None))
         cotangents = [g if self.batched else g[0] for g in positions.cotangents(rows)]
         results = self.halves.each(cotangents, residuals)
-        explanation = assembled(rows, positions, results, self.sources, self.biased, self.batched)
+        explanation = assembled(rows, positions, results, self.sources, self.biased, self.kept, self.batched)
         whole = {"logits": rows, "target": positions.target, "bias": explanation.bias.shares}
         parts: Any = explanation.inputs.values()
         return tuple(

@@ -195,6 +195,7 @@ def _description(explainer: Explainer, deployed: Deployed, free: bool) -> dict[s
         "explained": json.dumps(deployed.sources),
         "inputs": json.dumps(deployed.inputs),
         "biased": json.dumps(deployed.biased),
+        "kept": json.dumps(deployed.kept),
         "batched": "yes" if deployed.batched else "no",
         "batch": "free" if free else "fixed",
         "model": type(model).__name__ if model is not None else "ExportedProgram",

@@ -148,7 +148,8 @@ class OnnxExplainer:
                 inputs[name] = Whole(x, tensors[f"C{end}"], tensors[f"C{end}"], positions.several)
         shares = tensors.get("bias")
         biased = json.loads(self.metadata["biased"]) if shares is not None else []
-        return Explanation(outputs, positions.target, value, inputs, BiasTable(biased, shares, value))
+        kept = json.loads(self.metadata["kept"]) if biased else []
+        return Explanation(outputs, positions.target, value, inputs, BiasTable(biased, shares, value, kept))
 
     def __repr__(self) -> str:
         return (

@@ -129,6 +129,8 @@ def verdicts(tagged: Tagged) -> list[NodeVerdict]:
 
 
 def _affine(tagged: Tagged, node: fx.Node, call: fx.Node) -> tuple[Verdict, str]:
+    if node in tagged.treatments:
+        return Verdict.DYNAMIC, f"{tagged.rules.name}: {tagged.treatments[node].treatment}"
     rule = tagged.rules.get(call.target)
     fixed = [n.name for n in call.all_input_nodes if tagged.role[n] is Role.COEFFICIENT]
     if rule is not None and rule.dynamic:

@@ -256,8 +256,8 @@ class Explainer(nn.Module):
         resolved = resolve(target, outputs)
         cotangents = [g if self.request.batched else g[0] for g in resolved.cotangents(outputs)]
         results = program.halves.each(cotangents, residuals)
-        biased = program.graph_module.meta["biased"]
-        return assembled(outputs, resolved, results, program.names, biased, self.request.batched)
+        biased, kept = (program.graph_module.meta[key] for key in ("biased", "kept"))
+        return assembled(outputs, resolved, results, program.names, biased, kept, self.request.batched)
 
     def _rows(self, value: Tensor) -> Tensor:
         """One row per sample: a batch of one in front of what has none."""

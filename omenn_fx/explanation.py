@@ -45,11 +45,12 @@ class InputExplanation:
 class BiasTable(Mapping[str, Tensor]):
     """Node name -> its share of the explained value through its bias: <g_v, b_v>, shape [N] (or [N, T]).
 
-    `shares` has all of them, [N, V] (or [N, T, V]); None where no node has a bias.
+    `shares` has all of them, [N, V] (or [N, T, V]); None where no node has a bias. `kept` names those that were not
+    carried to the input: with bias="none" all of the model's own biases.
     """
 
-    def __init__(self, names: list[str], shares: Tensor | None, like: Tensor):
-        self._names, self.shares, self._like = names, shares, like
+    def __init__(self, names: list[str], shares: Tensor | None, like: Tensor, kept: Sequence[str] = ()):
+        self._names, self.shares, self._like, self.kept = names, shares, like, tuple(kept)
 
     def __getitem__(self, name: str) -> Tensor:
         if self.shares is None:
@@ -69,6 +70,13 @@ class BiasTable(Mapping[str, Tensor]):
     def total(self) -> Tensor:
         """The sum over all nodes, [N] (or [N, T])."""
         return torch.zeros_like(self._like) if self.shares is None else self.shares.sum(-1)
+
+    @property
+    def remainder(self) -> Tensor:
+        """The sum over the nodes whose share was kept, [N] (or [N, T])."""
+        if len(self.kept) == len(self):
+            return self.total
+        return sum((self[name] for name in self.kept), torch.zeros_like(self._like))
 
     @property
     def magnitude(self) -> Tensor:
@@ -134,10 +142,9 @@ class Explanation:
 
     @property
     def sum(self) -> Tensor:
-        """sum(C) over all explained inputs (plus the bias shares where none was carried): equals `value`."""
+        """sum(C) over all explained inputs (plus the bias shares that were not carried there): equals `value`."""
         total: Any = sum(self._sum(i.C) for i in self.inputs.values())
-        carried = all(i.C_b is not None for i in self.inputs.values())
-        return total if carried else total + self.bias.total
+        return total + self.bias.remainder if self.bias.kept else total
 
     @property
     def scale(self) -> Tensor:
@@ -180,6 +187,7 @@ def assembled(
     results: Sequence[Mapping[str, Any]],
     names: Sequence[str],
     biased: list[str],
+    kept: Sequence[str],
     batched: bool,
 ) -> Explanation:
     """The explanation that the explainer graph's results make, one result for each target.
@@ -204,4 +212,4 @@ def assembled(
         )
     shares = together([r["bias"] for r in results]) if biased else None
     value = resolved.value(outputs)
-    return Explanation(outputs, resolved.target, value, inputs, BiasTable(biased, shares, value))
+    return Explanation(outputs, resolved.target, value, inputs, BiasTable(biased, shares, value, kept))

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from omenn_fx.capture import Captured, place_of
+from omenn_fx.composite import stand_ins
 from omenn_fx.errors import (
     CaptureError,
     InputError,
@@ -51,9 +52,10 @@ RANDOM = Kind("OMENN102", "the model draws random numbers in eval mode")
 MUTATION = Kind("OMENN103", "forward changes a parameter or a buffer")
 DETACHED = Kind("OMENN104", "the explanation passes a detach")
 NORMALISES = Kind("OMENN105", "the input is normalised inside of the model")
+STANDS_IN = Kind("OMENN106", "a composite rule set says nothing of an operator")
 
 PROBLEMS = (CAPTURE, TRAIN_MODE, INPUTS, OUTPUT, NO_CONTENT, NO_RULE, MIXED_BATCH, OTHER)
-WARNINGS = (GATE_OUTPUT, RANDOM, MUTATION, DETACHED, NORMALISES)
+WARNINGS = (GATE_OUTPUT, RANDOM, MUTATION, DETACHED, NORMALISES, STANDS_IN)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def warnings(captured: Captured, tagged: Tagged) -> list[Finding]:
         _mutation,
         _detached,
         _normalises,
+        _stand_ins,
     )
     return [finding for check in checks for finding in check(captured, tagged)]
 
@@ -214,3 +217,12 @@ def _by_constants(node: fx.Node, content: fx.Node, tagged: Tagged) -> bool:
 def _per_channel(node: fx.Node) -> bool:
     """A number, or one for each channel: not a table of positions."""
     return sum(size != 1 for size in value_of(node).shape) <= 1
+
+
+def _stand_ins(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
+    """Operators of which a composite rule set says nothing."""
+    base = tagged.rules.base.name if tagged.rules.base is not None else tagged.rules.name
+    for op, nodes in stand_ins(tagged).items():
+        reason = f"'{tagged.rules.name}' has no rule for {op}: the form of '{base}' stands in, at {len(nodes)} nodes"
+        fix = "nothing, if that is meant: the sum is exact either way"
+        yield Finding(STANDS_IN, place_of(producer(nodes[0])[0]), reason, fix)

@@ -41,6 +41,10 @@ class Linear:
     def magnitude(self) -> Linear:
         raise NotImplementedError
 
+    def weighted(self, change: Callable[[Tensor], Tensor]) -> Linear:
+        """The map with its weights w replaced by change(w); one without weights of its own stays as it is."""
+        return self
+
 
 class Diagonal(Linear):
     """W = diag(d), d of the node's shape or a shape that broadcasts to it; d = None is the identity.
@@ -187,7 +191,10 @@ class Matrix(Linear):
         return Mass((mass.collapsed(-1),), self.operand)
 
     def magnitude(self) -> Linear:
-        return Matrix(self.weight.abs(), self.operand)
+        return self.weighted(torch.abs)
+
+    def weighted(self, change: Callable[[Tensor], Tensor]) -> Linear:
+        return Matrix(change(self.weight), self.operand)
 
 
 class Reduction(Linear):
@@ -267,3 +274,33 @@ class Chain(Linear):
 
     def magnitude(self) -> Linear:
         return Chain(*(m.magnitude() for m in self.maps))
+
+    def weighted(self, change: Callable[[Tensor], Tensor]) -> Linear:
+        return Chain(*(m.weighted(change) for m in self.maps))
+
+
+class Sum(Linear):
+    """The sum of maps of one operand. Mass goes the first one's way: all have the same positions."""
+
+    def __init__(self, *maps: Linear):
+        self.maps = maps
+
+    def apply(self, u: Tensor) -> Tensor:
+        return added([m.apply(u) for m in self.maps])
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return added([m.transpose(g) for m in self.maps])
+
+    def carry(self, mass: Mass) -> Mass:
+        return self.maps[0].carry(mass)
+
+    def magnitude(self) -> Linear:
+        return Sum(*(m.magnitude() for m in self.maps))
+
+
+def added(values: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors of one shape."""
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total

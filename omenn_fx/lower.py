@@ -185,7 +185,7 @@ def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx
         "outputs": env[tagged.output],
         "X": tuple(env[s] for s in sources),
         "C_w": tuple(_node(pulled.adjoint.get(s), values[s]) for s in sources),
-        "C_b": None if policy is None else tuple(C_b),
+        "C_b": tuple(C_b) if policy is not None or pulled.afoot else None,
         "bias": None if table is None else table.node,
     }
     graph.output(result)
@@ -196,6 +196,7 @@ def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx
         captured.module.register_buffer(name, constant)
     module = fx.GraphModule(captured.module, graph, class_name="ExplainerGraph")
     module.meta["biased"] = [n.name for n in pulled.shares]
+    module.meta["kept"] = [n.name for n in pulled.shares if n not in pulled.afoot]
     return module
 
 

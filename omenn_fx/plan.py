@@ -16,7 +16,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from omenn_fx.batch import Layouts, layouts
+from omenn_fx.canonical import fold_batch_norms
 from omenn_fx.capture import Captured, capture
+from omenn_fx.composite import treatments
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
 from omenn_fx.exporting import batch_size
 from omenn_fx.registry import RuleSet
@@ -36,6 +38,7 @@ class Request:
     roles: Mapping[str, str] | None = None
     dynamic_batch: bool = True
     batched: bool = True
+    free: tuple[str, ...] = ()  # sizes that stay free beside the batch
 
 
 @dataclass
@@ -75,16 +78,19 @@ def _filled(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request:
 def _fill(plan: Plan, source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool) -> None:
     request = plan.request
     try:
-        plan.captured = capture(source, args, kwargs, request.rules, dynamic_batch, request.batched)
+        plan.captured = capture(source, args, kwargs, request.rules, dynamic_batch, request.batched, request.free)
     except CaptureError as error:
         problem = _misfit(source, pytree.tree_leaves((args, kwargs)))
         if problem is None:
             raise
         raise InputError(f"{problem}\n  {error}") from error
+    if request.rules.folds_norms:
+        fold_batch_norms(plan.captured)
     sources = select_sources(plan.captured, request.rules, request.explain)
     output = select_output(plan.captured, request.output)
     plan.tagged = tag(plan.captured, request.rules, sources, output, request.roles)
     plan.tagged.require_rules()
+    plan.tagged.treatments = treatments(plan.tagged)
     plan.layout = layouts(plan.tagged)
 
 

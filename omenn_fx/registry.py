@@ -8,12 +8,14 @@ rule set is in use.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from omenn_fx.layer import Line
 from omenn_fx.linear import Cast, Chain, Linear
 from omenn_fx.mass import Even, Mass, Product, Shape
 
@@ -75,6 +77,7 @@ class Bias:
 
     value: Any
     dim: int | None = None
+    relevance: bool = False  # not the model's own: what a layer passes on by position alone, with every bias policy
 
     def finite(self) -> Bias:
         """Infinite constants (masks) hold nothing: whatever reads them has weight 0 there."""
@@ -93,12 +96,13 @@ class Bias:
         dim = self.dim % len(shape)
         return Mass((Product(g, self.value, dim, len(shape)),), shape)
 
+    def broadcast(self, ndim: int) -> Any:
+        """b in a shape that broadcasts to a result of so many dimensions."""
+        return self.value if self.dim is None else self.value.reshape((-1,) + (1,) * (ndim - 1 - self.dim % ndim))
+
     def dense(self, like: Tensor) -> Tensor:
         """b at every position of the result, of its shape and dtype."""
-        value = self.value
-        if self.dim is not None:
-            value = value.reshape((-1,) + (1,) * (like.ndim - 1 - self.dim % like.ndim))
-        return torch.zeros_like(like) + value
+        return torch.zeros_like(like) + self.broadcast(like.ndim)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,9 @@ class Rule:
     complex: bool = False  # also on complex values, where W^T is the conjugate transpose
     factory: bool = False  # fills a new tensor of the operand's shape: no value of the operand reaches it
     source: bool = False  # turns integer ids into content (embedding)
+    layer: str | None = None  # "convolution" or "dense": a layer, where its weights are constant
+    sign: str | Callable[[Mapping[str, Any]], str | None] | None = None
+    # "positive": the result has no negative values; "kept": it has none if its operands have none
     accepts: Callable[[Mapping[str, Any]], bool] | None = None  # which calls have the form, where not all have
 
     def multiplies(self, slot: Slot) -> bool:
@@ -180,15 +187,36 @@ def _operands(op: Op, content: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 @dataclass
 class RuleSet:
-    """A named table of rules."""
+    """A named table of rules; a composite also treats layers by what they are and where they stand.
+
+    Attributes:
+        doc: what it is, and the source.
+        table: operator -> its rule.
+        base: the set that it reads where its own table has nothing.
+        lines: (condition, treatment), the first condition that a layer meets decides. See `omenn_fx.rules.sets`.
+        same: operators for which the composite's own rule is the form in the table (activations, in LRP).
+        folds_norms: batch norms become part of the layer before them.
+    """
 
     name: str
     doc: str = ""
-    table: dict[Op, Rule] = field(default_factory=dict)
+    table: MutableMapping[Op, Rule] = field(default_factory=dict)
+    base: RuleSet | None = None
+    lines: tuple[Line, ...] = ()
+    same: frozenset[Op] = frozenset()
+    folds_norms: bool = False
+
+    def derive(self, name: str, doc: str = "", *lines: Line, **traits: Any) -> RuleSet:
+        """A set with this one's rules, in front of which stand its own, and with lines for layers."""
+        return RuleSet(name, doc, ChainMap({}, self.table), self, lines, **traits)
 
     def __reduce__(self) -> Any:
-        """A set that has a name elsewhere too is sent by it; another is sent whole, if its forms can be."""
-        return (rule_set, (self.name,)) if _SETS.get(self.name) is self else super().__reduce__()
+        """A set that has a name elsewhere too is sent by it; a composite by its lines; another whole, if it can be."""
+        if _SETS.get(self.name) is self:
+            return rule_set, (self.name,)
+        if self.base is not None and isinstance(self.table, ChainMap) and not self.table.maps[0]:
+            return _derived, (self.base, self.name, self.doc, self.lines, self.same, self.folds_norms)
+        return super().__reduce__()
 
     def register(self, *ops: Op, content: str | tuple[str, ...] | None = None, **traits: Any) -> Callable[[Form], Form]:
         """Decorator: the form of one or more operators, a function `Call -> W`, `(W, b)` or `Affine`.
@@ -215,10 +243,10 @@ class RuleSet:
             raise ValueError(f"the rule set '{self.name}' already has a rule for {rule.op}")
         self.table[rule.op] = rule
 
-    def admit_complex(self, *ops: Op) -> None:
-        """Operators whose rule holds on complex values too."""
+    def mark(self, *ops: Op, **traits: Any) -> None:
+        """Set fields of the rules of several operators."""
         for op in ops:
-            self.table[op] = replace(self.table[op], complex=True)
+            self.table[op] = replace(self.table[op], **traits)
 
     def opaque(self, *ops: Op, **traits: Any) -> None:
         """Operators whose result depends on the input but is never a linear function of it (comparisons, argmax)."""
@@ -236,9 +264,21 @@ class RuleSet:
         return iter(self.table.values())
 
 
+def _derived(base: RuleSet, name: str, doc: str, lines: tuple[Line, ...], same: Any, folds_norms: bool) -> RuleSet:
+    return base.derive(name, doc, *lines, same=same, folds_norms=folds_norms)
+
+
 omenn = RuleSet("omenn", "exact dynamic-linear forms of the OMENN method (Wróbel et al., arXiv 2412.02399)")
 rule = omenn.register
 _SETS = {omenn.name: omenn}
+
+
+def name_set(rules: RuleSet) -> RuleSet:
+    """Make a rule set known by its name. Raises ValueError where the name is taken."""
+    if rules.name in _SETS:
+        raise ValueError(f"there is already a rule set '{rules.name}'")
+    _SETS[rules.name] = rules
+    return rules
 
 
 def rule_set(name: str | RuleSet) -> RuleSet:

@@ -19,6 +19,7 @@ from torch import fx
 
 from omenn_fx.capture import Captured, place_of
 from omenn_fx.errors import InputError, NoContentError, UnsupportedOpError
+from omenn_fx.layer import Treated
 from omenn_fx.registry import Rule, RuleSet, Slot
 
 
@@ -52,6 +53,7 @@ class Tagged:
     decisions: list[Decision] = field(default_factory=list)
     opaque: list[tuple[str, str]] = field(default_factory=list)  # (reader, live operand added as a bias)
     missing: list[fx.Node] = field(default_factory=list)  # content nodes whose operator has no rule
+    treatments: dict[fx.Node, Treated] = field(default_factory=dict)  # layers that the rule set treats in its own way
 
     @property
     def content(self) -> list[fx.Node]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from omenn_fx.carry import Policy
+from omenn_fx.carry import Policy, carrier
 from omenn_fx.mass import Mass
 from omenn_fx.registry import Affine, Call
 from omenn_fx.roles import Tagged, bind, producer, slots_of
@@ -28,6 +28,7 @@ class Pulled:
     adjoint: dict[fx.Node, Any]  # at the sources
     shares: dict[fx.Node, Mass]  # beta_v = g_v * b_v at v's own positions
     carried: dict[fx.Node, Mass]  # at the sources
+    afoot: set[fx.Node]  # whose shares are in what is carried
 
 
 class Twin:
@@ -54,7 +55,8 @@ class Twin:
             assert rule is not None
             operands = fx.map_arg(bind(origin), lambda n: self.values[n])
             call = Call(origin.target, operands, self.values[node], self.tagged.slots[node], output)
-            self._forms[node] = call, rule.affine(call)
+            form, treatment = rule.affine(call), self.tagged.treatments.get(node)
+            self._forms[node] = call, form if treatment is None else treatment(call, form)
         return self._forms[node]
 
     def push(self, tangents: Mapping[fx.Node, Any], until: fx.Node, bias: bool = False) -> Any:
@@ -91,7 +93,7 @@ class Twin:
         """Walk back: adjoints W^T g, bias shares, and with a policy the bias mass on its way to the sources."""
         g: dict[fx.Node, Any] = dict(cotangents)
         mass: dict[fx.Node, Mass] = {}
-        pulled = Pulled({}, {}, {})
+        pulled = Pulled({}, {}, {}, set())
         for node in reversed(self.tagged.content):
             if node not in g:
                 continue
@@ -110,10 +112,12 @@ class Twin:
             if form.bias is not None and shares:
                 with self.scope(node, "bias"):
                     pulled.shares[node] = form.bias.mass(adjoint, call.out.shape, call.out.dtype.is_complex)
-                mass[node] = mass[node] + pulled.shares[node] if node in mass else pulled.shares[node]
-            if policy is not None and node in mass:
+                if policy is not None or form.bias.relevance:
+                    pulled.afoot.add(node)
+                    mass[node] = mass[node] + pulled.shares[node] if node in mass else pulled.shares[node]
+            if node in mass:
                 with self.scope(node, "carry"):
-                    for slot, piece in policy(call, form, mass.pop(node)).items():
+                    for slot, piece in (policy or carrier)(call, form, mass.pop(node)).items():
                         target = operands[slot]
                         mass[target] = mass[target] + piece if target in mass else piece
         return pulled

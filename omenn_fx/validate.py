@@ -166,8 +166,8 @@ def _relative(got: Tensor, want: Tensor) -> float:
 
 
 def _mass(explanation: Any) -> float:
-    """sum(C_b) against the sum of all bias shares, relative to S."""
+    """sum(C_b) against the sum of all bias shares that were carried, relative to S."""
     ndim = explanation.value.ndim
     total = sum(i.C_b.flatten(ndim).sum(-1) if i.C_b.ndim > ndim else i.C_b for i in explanation.inputs.values())
-    gap = (total - explanation.bias.total).abs()
+    gap = (total - (explanation.bias.total - explanation.bias.remainder)).abs()
     return _worse(torch.where(gap == 0, gap, gap / explanation.scale).max()) if gap.numel() else 0.0

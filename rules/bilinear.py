@@ -156,7 +156,10 @@ class LeftMatrix(Linear):
         return (weight + empty) / (total + empty * self.operand[-2])
 
     def magnitude(self) -> Linear:
-        return LeftMatrix(torch.abs(self.a), self.operand, self.result)
+        return self.weighted(torch.abs)
+
+    def weighted(self, change: Callable[[Tensor], Tensor]) -> Linear:
+        return LeftMatrix(change(self.a), self.operand, self.result)
 
 
 class RightMatrix(Linear):
@@ -183,7 +186,10 @@ class RightMatrix(Linear):
         return Mass((Even(value, frozenset({len(self.operand) - 1})),), self.operand)
 
     def magnitude(self) -> Linear:
-        return RightMatrix(torch.abs(self.b), self.operand, self.result)
+        return self.weighted(torch.abs)
+
+    def weighted(self, change: Callable[[Tensor], Tensor]) -> Linear:
+        return RightMatrix(change(self.b), self.operand, self.result)
 
 
 def _product(call: Call, left: str, right: str, scale: Any = 1) -> dict[Slot, Linear]:
@@ -213,12 +219,12 @@ def _reshaped(source: Shape, target: Shape) -> Linear:
     return Moves(lambda u: u.reshape(tuple(target)), lambda g: g.reshape(tuple(source)), source)
 
 
-@rule(aten.matmul.default, content=("self", "other"), product=True)
+@rule(aten.matmul.default, content=("self", "other"), product=True, layer="dense")
 def _matmul(call: Call) -> Affine:
     return Affine(_product(call, "self", "other"))
 
 
-@rule(aten.bmm.default, aten.mm.default, content=("self", "mat2"), product=True)
+@rule(aten.bmm.default, aten.mm.default, content=("self", "mat2"), product=True, layer="dense")
 def _bmm(call: Call) -> Affine:
     return Affine(_product(call, "self", "mat2"))
 
@@ -228,7 +234,7 @@ def _mv(call: Call) -> Affine:
     return Affine(_product(call, "self", "vec"))
 
 
-@rule(aten.addmm.default, content=("self", "mat1", "mat2"), product=("mat1", "mat2"))
+@rule(aten.addmm.default, content=("self", "mat1", "mat2"), product=("mat1", "mat2"), layer="dense")
 def _addmm(call: Call) -> Affine:
     terms = _product(call, "mat1", "mat2", call["alpha"])
     return _with_addend(call, terms, lambda: torch.mm(call["mat1"], call["mat2"]) * call["alpha"], call["beta"])
@@ -240,7 +246,7 @@ def _baddbmm(call: Call) -> Affine:
     return _with_addend(call, terms, lambda: torch.bmm(call["batch1"], call["batch2"]) * call["alpha"], call["beta"])
 
 
-@rule(aten.linear.default, content="input")
+@rule(aten.linear.default, content="input", layer="dense")
 def _linear(call: Call) -> tuple[Linear, Bias | None]:
     return Matrix(call["weight"], call.shape()), None if call["bias"] is None else Bias(call["bias"], dim=-1)
 

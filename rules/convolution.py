@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -138,8 +139,11 @@ class Convolution(Linear):
         return False
 
     def magnitude(self) -> Linear:
+        return self.weighted(torch.abs)
+
+    def weighted(self, change: Callable[[Tensor], Tensor]) -> Linear:
         return Convolution(
-            torch.abs(self.weight),
+            change(self.weight),
             self.stride,
             self.padding,
             self.dilation,
@@ -159,14 +163,14 @@ def _bias(call: Call) -> Bias | None:
     return None if call["bias"] is None else Bias(call["bias"], dim=1)
 
 
-@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, content="input")
+@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, content="input", layer="convolution")
 def _conv(call: Call) -> tuple[Linear, Bias | None]:
     n = len(call["weight"].shape) - 2
     geometry = [_wide(call[name], n) for name in ("stride", "padding", "dilation")]
     return _between(call, geometry), _bias(call)
 
 
-@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, content="input")
+@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, content="input", layer="convolution")
 def _conv_padding(call: Call) -> tuple[Linear, Bias | None]:
     """padding="same" puts the odd position on the right, which needs a padding of its own."""
     kernel = [int(k) for k in call["weight"].shape[2:]]
@@ -187,6 +191,7 @@ def _conv_padding(call: Call) -> tuple[Linear, Bias | None]:
     aten.conv_transpose2d.input,
     aten.conv_transpose3d.input,
     content="input",
+    layer="convolution",
 )
 def _conv_transpose(call: Call) -> tuple[Linear, Bias | None]:
     n = len(call["weight"].shape) - 2
@@ -194,7 +199,7 @@ def _conv_transpose(call: Call) -> tuple[Linear, Bias | None]:
     return _between(call, geometry, forward=False), _bias(call)
 
 
-@rule(aten.convolution.default, content="input")
+@rule(aten.convolution.default, content="input", layer="convolution")
 def _convolution(call: Call) -> tuple[Linear, Bias | None]:
     geometry = [list(call[name]) for name in ("stride", "padding", "dilation")]
     return _between(call, geometry, forward=not call["transposed"]), _bias(call)

@@ -100,7 +100,7 @@ def _complex_to_real(call: Call) -> Linear:
 
 
 # Operators whose W is real and acts on both parts alike.
-omenn.admit_complex(
+omenn.mark(
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar,
     aten.neg.default, aten.abs.default, aten.clone.default, aten.contiguous.default, aten.alias.default,
     aten.detach.default, aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints,
@@ -109,4 +109,5 @@ omenn.admit_complex(
     aten.narrow.default, aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default, aten.unbind.int,
     aten.expand.default, aten.sum.dim_IntList, aten.mean.dim, aten.cat.default, aten.stack.default,
     aten.to.dtype, aten._to_copy.default,
+    complex=True,
 )  # fmt: skip

@@ -206,5 +206,5 @@ def _row(explanation: Explanation, i: int) -> Explanation:
 
     inputs = {name: InputExplanation(one(e.X), one(e.C_w), one(e.C_b)) for name, e in explanation.inputs.items()}
     value, bias = one(explanation.value), explanation.bias
-    table = BiasTable(list(bias), one(bias.shares), value)
+    table = BiasTable(list(bias), one(bias.shares), value, bias.kept)
     return Explanation(one(explanation.outputs), one(explanation.target), value, inputs, table)

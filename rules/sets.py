@@ -1,0 +1,91 @@
+"""The rule sets: each has a name, a source and a table of layers and treatments, of which the first line that fits counts.
+
+`omenn_fx.transform(model, rules="epsilon_plus_flat")` takes a set by name; `rules=sets.epsilon_plus_flat(epsilon=0.1)`
+makes one of other parameters, and `omenn.derive(name, doc, *lines)` a composite of one's own. All of them are exact:
+W'(x) x + b'(x) = h at every node, and sum(C) is the logit. What a layer's bias and a stabiliser take of the relevance,
+which other implementations lose, is a bias share here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from omenn_fx.layer import CONVOLUTION, DENSE, FIRST, Line
+from omenn_fx.registry import RuleSet, name_set, omenn
+from omenn_fx.rules.lrp import STABILISER, AlphaBeta, Bounds, Epsilon, Flat, Gamma, ZBox, ZPlus
+
+aten = torch.ops.aten
+
+# In LRP an activation passes relevance on as it is, and a max pool to the winner: the forms of the omenn table do that.
+PASSED = frozenset({
+    aten.relu.default, aten.relu6.default, aten.leaky_relu.default, aten.prelu.default, aten.elu.default,
+    aten.celu.default, aten.selu.default, aten.gelu.default, aten.silu.default, aten.hardswish.default,
+    aten.mish.default, aten.tanh.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default,
+    aten.clamp.default, aten.clamp_min.default, aten.hardtanh.default, aten.max_pool1d.default,
+    aten.max_pool2d.default, aten.max_pool3d.default, aten.max_pool2d_with_indices.default,
+    aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default,
+})  # fmt: skip
+
+
+def composite(name: str, doc: str, *lines: Line) -> RuleSet:
+    """LRP by layers: batch norms folded into them, activations and max pools passed, all else as in `omenn`."""
+    return omenn.derive(name, doc, *lines, same=PASSED, folds_norms=True)
+
+
+def epsilon_plus(epsilon: float = STABILISER, stabiliser: float = STABILISER) -> RuleSet:
+    """LRP: z+ in convolutions, epsilon in dense layers."""
+    return composite(
+        "epsilon_plus",
+        "LRP: z+ in convolutions, epsilon in dense layers (Kohlbrenner et al. 2020)",
+        (CONVOLUTION, ZPlus(stabiliser=stabiliser)),
+        (DENSE, Epsilon(epsilon)),
+    )
+
+
+def epsilon_plus_flat(epsilon: float = STABILISER, stabiliser: float = STABILISER) -> RuleSet:
+    """LRP: flat in the first layer, z+ in convolutions, epsilon in dense layers."""
+    return composite(
+        "epsilon_plus_flat",
+        "LRP: flat in the first layer, z+ in convolutions, epsilon in dense layers (Kohlbrenner et al. 2020)",
+        (FIRST, Flat()),
+        (CONVOLUTION, ZPlus(stabiliser=stabiliser)),
+        (DENSE, Epsilon(epsilon)),
+    )
+
+
+def epsilon_alpha2_beta1(epsilon: float = STABILISER, stabiliser: float = STABILISER) -> RuleSet:
+    """LRP: alpha 2, beta 1 in convolutions, epsilon in dense layers."""
+    return composite(
+        "epsilon_alpha2_beta1",
+        "LRP: alpha 2, beta 1 in convolutions, epsilon in dense layers (Bach et al. 2015)",
+        (CONVOLUTION, AlphaBeta(2, 1, stabiliser)),
+        (DENSE, Epsilon(epsilon)),
+    )
+
+
+def epsilon_gamma_box(
+    low: Bounds = -3.0,
+    high: Bounds = 3.0,
+    gamma: float = 0.25,
+    epsilon: float = STABILISER,
+    stabiliser: float = STABILISER,
+) -> RuleSet:
+    """LRP: z^B in a first convolution, gamma in the others, epsilon in dense layers.
+
+    Args:
+        low, high: the least and the greatest value of the input, a number or one for each channel. The default holds
+            for images that are normalised to mean 0 and deviation 1.
+        gamma: how much positive parts are favoured.
+        epsilon, stabiliser: of the dense layers, and of the others.
+    """
+    return composite(
+        "epsilon_gamma_box",
+        "LRP: z^B in the first layer, gamma in convolutions, epsilon in dense layers (Montavon et al. 2019)",
+        (FIRST & CONVOLUTION, ZBox(low, high, stabiliser)),
+        (CONVOLUTION, Gamma(gamma, stabiliser)),
+        (DENSE, Epsilon(epsilon)),
+    )
+
+
+for _make in (epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_gamma_box):
+    name_set(_make())
