@@ -41,7 +41,7 @@ class Sheet:
         if isinstance(shown, Table):
             self._fold()
             title = plain(shown.title)
-            self.parts += [f"### {title}", self.lead(title), of(shown)]
+            self.parts += [f"### {title}" if title else "", self.lead(title), of(shown)]
         elif isinstance(shown, str):
             self.notes.append(plain(shown) if markup else shown)
 
@@ -111,6 +111,16 @@ def show_deployed(results: Result, sheet: Sheet) -> None:
     deployed.show({name: {"float16": None, **row} for name, row in results["models"].items()}, sheet)
 
 
+def show_trained(results: Result, sheet: Sheet) -> None:
+    """Its table has no title."""
+    import trained
+
+    sheet.lead = lambda title: (
+        "Exported explainers of trained models over all their data: their sum against their logit."
+    )
+    trained.show(results["models"], sheet)
+
+
 def show_growth(results: Result, sheet: Sheet) -> None:
     """Against batch, tokens, depth and targets."""
     growth.show(results["axes"], sheet)
@@ -160,6 +170,7 @@ SHOWN: dict[str, Callable[[Result, Sheet], None]] = {
     "timm": show_coverage,
     "speed": show_speed,
     "deployed": show_deployed,
+    "trained": show_trained,
     "growth": show_growth,
     "check": check.show,
     "faithfulness": show_faithfulness,

@@ -222,7 +222,7 @@ def test_the_tables_of_funnybirds_have_the_means_best_first(documents):
 def test_every_result_names_its_machine_and_its_file(site):
     text = "".join((site / f"{name}.html").read_text(encoding="utf-8") for name in ("results", "faithfulness"))
     for path in RESULTS.glob("*.json"):
-        assert f'href="files/benchmarks/results/{path.name}"' in text
+        assert f'href="files/benchmarks/results/{path.name}"' in text, f"add {path.name} to docs/tables.py and a page"
         assert (site / "files" / "benchmarks" / "results" / path.name).read_bytes() == path.read_bytes()
     assert text.count("Measured with") == len(list(RESULTS.glob("*.json")))
 
