@@ -147,8 +147,7 @@ class OnnxExplainer:
             elif f"C{end}" in tensors:
                 inputs[name] = Whole(x, tensors[f"C{end}"], tensors[f"C{end}"], positions.several)
         shares = tensors.get("bias")
-        biased = json.loads(self.metadata["biased"]) if shares is not None else []
-        kept = json.loads(self.metadata["kept"]) if biased else []
+        biased, kept = (json.loads(self.metadata[key]) for key in ("biased", "kept"))
         return Explanation(outputs, positions.target, value, inputs, BiasTable(biased, shares, value, kept))
 
     def __repr__(self) -> str:

@@ -193,7 +193,7 @@ def table(explanation: Explanation, title: str, classes: Sequence[str] | None = 
                 number(float(explanation.sum[at])),
                 f"{float(explanation.completeness_error[at]):.1e}",
                 f"{float(explanation.relative_error[at]):.1e}",
-                percent(bias_share(explanation, at)),
+                percent(bias_share(explanation, at)) if explanation.bias.known else "not known",
             ]
         grid.add_row(*(Text(c) for c in cells), style="bold green" if index == explained else None)
     return grid

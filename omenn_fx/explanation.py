@@ -45,8 +45,8 @@ class InputExplanation:
 class BiasTable(Mapping[str, Tensor]):
     """Node name -> its share of the explained value through its bias: <g_v, b_v>, shape [N] (or [N, T]).
 
-    `shares` has all of them, [N, V] (or [N, T, V]); None where no node has a bias. `kept` names those that were not
-    carried to the input: with bias="none" all of the model's own biases.
+    `shares` has all of them, [N, V] (or [N, T, V]); None where no node has a bias, and where they are not known. `kept`
+    names those that were not carried to the input: with bias="none" all of the model's own biases.
     """
 
     def __init__(self, names: list[str], shares: Tensor | None, like: Tensor, kept: Sequence[str] = ()):
@@ -61,26 +61,33 @@ class BiasTable(Mapping[str, Tensor]):
             raise KeyError(name) from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(() if self.shares is None else self._names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return 0 if self.shares is None else len(self._names)
+
+    @property
+    def known(self) -> bool:
+        """False where nodes have biases whose shares are not there: a deployed file may not return them."""
+        return self.shares is not None or not self._names
 
     @property
     def total(self) -> Tensor:
-        """The sum over all nodes, [N] (or [N, T])."""
-        return torch.zeros_like(self._like) if self.shares is None else self.shares.sum(-1)
+        """The sum over all nodes, [N] (or [N, T]); NaN where it is not known."""
+        if self.shares is None:
+            return torch.full_like(self._like, 0.0 if self.known else torch.nan)
+        return self.shares.sum(-1)
 
     @property
     def remainder(self) -> Tensor:
-        """The sum over the nodes whose share was kept, [N] (or [N, T])."""
-        if len(self.kept) == len(self):
+        """The sum over the nodes whose share was kept, [N] (or [N, T]); NaN where it is not known."""
+        if self.kept and (self.shares is None or len(self.kept) == len(self)):
             return self.total
         return sum((self[name] for name in self.kept), torch.zeros_like(self._like))
 
     @property
     def magnitude(self) -> Tensor:
-        """The sum of the shares' absolute values."""
+        """The sum of the shares' absolute values; 0 where they are not known."""
         return torch.zeros_like(self._like) if self.shares is None else self.shares.abs().sum(-1)
 
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """Pictures of image explanations: what each panel shows, and the numbers written beside it."""
 
+import io
 import re
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 import omenn_fx
+from omenn_fx.cli import table
 from omenn_fx.visualize import (
     KINDS,
     PERCENTILE,
@@ -43,6 +46,13 @@ def x():
 
 def photograph(height: int = 20, width: int = 16) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def printed(renderable) -> list[str]:
+    """The lines of a table."""
+    text = io.StringIO()
+    Console(file=text, width=100).print(renderable)
+    return [line.strip() for line in text.getvalue().splitlines()]
 
 
 def panels(figure):
@@ -450,4 +460,24 @@ def test_bias_share(x):
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-    assert bias_share(omenn_fx.transform(model)(x)) != bias_share(explanation)  # NaN: the value is 0
+    assert np.isnan(bias_share(omenn_fx.transform(model)(x)))  # the value is 0
+
+
+@pytest.mark.parametrize(("bias", "outputs", "share"), [
+    (True, ("logits", "C"), "not known"), (True, ("logits", "C", "bias"), " %"), (False, ("logits", "C"), " 0.0 %"),
+])  # fmt: skip
+def test_the_bias_share_of_a_deployed_file(x, tmp_path, bias, outputs, share):
+    """Biases that the file does not return are not known, which is not the same as none."""
+    pytest.importorskip("onnxruntime")
+    from omenn_fx.export import load
+
+    explainer = omenn_fx.transform(network(bias=bias), x)
+    explainer.to_onnx(tmp_path / "net.onnx", x, outputs=outputs, verify=False)
+    explanation, want = load(tmp_path / "net.onnx")(x, target=1), explainer(x, target=1)
+    assert explanation.bias.known == (share != "not known")
+    expected = np.nan if share == "not known" else bias_share(want, 1)
+    assert bias_share(explanation, 1) == pytest.approx(expected, rel=1e-4, nan_ok=True)
+    assert explanation.bias.total.isnan().all() == (share == "not known")
+    assert explanation.completeness_error.max() < 1e-6
+    (explained,) = (row for row in printed(table(explanation, "x")) if row.startswith("1 "))
+    assert explained.endswith(share)

@@ -188,11 +188,14 @@ def aligned(values: np.ndarray) -> list[list[str]]:
 
 def percent(value: float) -> str:
     """A share as a percentage; a dash for NaN."""
-    return "-" if value != value else f"{100 * value:.1f} %"
+    return "-" if value != value else f"{100 * value:z.1f} %"
 
 
 def bias_share(explanation: Explanation, row: Row = 0) -> float:
-    """The part of the explained value that the biases make: above 1 where C_w * X is negative; NaN of a value of 0."""
+    """The part of the explained value that the biases make: above 1 where C_w * X is negative.
+
+    NaN of a value of 0, and where a deployed file does not return the biases.
+    """
     value = float(explanation.value[row])
     return float(explanation.bias.total[row]) / value if value else float("nan")
 
