@@ -28,6 +28,7 @@ from omenn_fx.images import open_image
 from omenn_fx.report import Report, class_name
 from omenn_fx.sources import Loaded, Sizes
 from omenn_fx.target import Target
+from omenn_fx.validation_report import largest
 from omenn_fx.visualize import bias_share, number, percent, picture
 from omenn_fx.visualize.parts import Row
 
@@ -141,7 +142,7 @@ def explain_images(
     except OSError as error:
         raise InputError(f"the folder '{out}' cannot be made: {error}") from error
     paths = _paths(files, out)
-    worst = 0.0
+    completeness: list[float] = []
     with _progress(console) as progress:
         task = progress.add_task("capturing the model", total=len(files))
         batches = [loaded.preprocess(image).to(loaded.dtype) for image in opened]
@@ -154,14 +155,14 @@ def explain_images(
             name = class_name(loaded.classes, explanation, int(explanation.target[at]))
             picture(loaded.preprocess.undo(x[0]), explanation, at, path, file.name, name)
             console.print(table(explanation, file.name, loaded.classes))
-            worst = max(worst, float(explanation.completeness_error[at]))
+            completeness.append(float(explanation.completeness_error[at]))
             if report is not None:
                 progress.update(task, description=f"validating {file.name} for the report")
                 page.add(file.name, x, explanation)
             progress.advance(task)
         if report is not None:
             page.write(report)
-    console.print(_closing(paths, out, worst, report), soft_wrap=True)
+    console.print(_closing(paths, out, largest(completeness), report), soft_wrap=True)
     return paths
 
 

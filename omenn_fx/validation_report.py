@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,15 @@ MEANING = {
 }
 
 
+def largest(errors: Iterable[float]) -> float:
+    """The largest error. NaN, which `max` passes over or not by its place, is larger than any number."""
+    return max(errors, key=_rank, default=0.0)
+
+
+def _rank(error: float) -> float:
+    return math.inf if math.isnan(error) else error
+
+
 @dataclass(frozen=True)
 class NodeErrors:
     """One content node: its place and how far its rule is from exact, relative to what is added up."""
@@ -45,7 +55,7 @@ class NodeErrors:
     @property
     def worst(self) -> float:
         """The largest of its errors."""
-        return max(self.node, self.linear, self.transpose, self.mass)
+        return largest(getattr(self, name) for name in AT_NODES)
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,12 @@ class ValidationReport:
 
     def worst(self, invariant: str = "node") -> NodeErrors | None:
         """The node where an invariant is the furthest from exact; None without content nodes."""
-        return max(self.nodes, key=lambda n: getattr(n, invariant), default=None)
+        return max(self.nodes, key=lambda n: _rank(getattr(n, invariant)), default=None)
+
+    def error(self, invariant: str) -> float:
+        """The largest error of an invariant, at any node and of the whole explanation; NaN where one is."""
+        at_nodes = [getattr(n, invariant) for n in self.nodes] if invariant in AT_NODES else []
+        return largest([*at_nodes, self.whole.get(invariant, 0.0)])
 
     # For people ------------------------------------------------------------------------------------------------------
 
@@ -101,9 +116,7 @@ class ValidationReport:
         for column in ("invariant", "worst error", "allowed", "where"):
             table.add_column(column, justify="right" if column in ("worst error", "allowed") else "left")
         for name, meaning in MEANING.items():
-            worst = self.worst(name) if name in AT_NODES else None
-            at_node = getattr(worst, name) if worst is not None else 0.0
-            error = max(at_node, self.whole.get(name, 0.0))
+            worst, error = self.worst(name) if name in AT_NODES else None, self.error(name)
             where = f"{worst.place.op} '{worst.name}' {worst.place.module}" if worst is not None and error else ""
             style = "" if error <= self.tolerances[name] else "bold red"
             table.add_row(meaning, Text(f"{error:.1e}", style=style), f"{self.tolerances[name]:.0e}", where)
@@ -121,7 +134,10 @@ class ValidationReport:
         return text.getvalue().rstrip()
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """The errors of all nodes in the graph's order, on a logarithmic scale; written to `path` if one is given."""
+        """The errors of all nodes in the graph's order, on a logarithmic scale; written to `path` if one is given.
+
+        A cross on the upper edge is NaN.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -129,6 +145,8 @@ class ValidationReport:
         for name, colour in zip(AT_NODES, ("#4c78a8", "#b8b0d0", "#72b7b2", "#f58518"), strict=True):
             errors = [max(getattr(n, name), 1e-18) for n in self.nodes]
             axes.semilogy(range(len(errors)), errors, ".", markersize=4, color=colour, label=MEANING[name])
+            lost = [i for i, error in enumerate(errors) if math.isnan(error)]
+            axes.plot(lost, [1] * len(lost), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
             axes.axhline(self.tolerances[name], color=colour, linewidth=0.6, linestyle=":")
         axes.set_xlabel("content node, in the order of the graph")
         axes.set_ylabel("relative error")

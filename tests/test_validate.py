@@ -1,6 +1,8 @@
 """What a validation report holds, on models that are right and on ones that are not."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import omenn_fx
 from omenn_fx.linear import Diagonal
 from omenn_fx.registry import RuleSet, omenn
+from omenn_fx.validation_report import MEANING
 
 aten = torch.ops.aten
 
@@ -74,6 +77,31 @@ def test_own_tolerance():
     explainer = omenn_fx.transform(network())
     assert not explainer.validate(X, tolerance=1e-12).ok
     assert explainer.validate(X, tolerance=1e-3).ok
+
+
+def test_nan_fails_and_is_shown(tmp_path):
+    """Every comparison with NaN is false: it must not hide behind the numbers beside it."""
+    report = omenn_fx.transform(network()).validate(X)
+    first, last = report.nodes[0], report.nodes[-1]
+    nan = float("nan")
+    for nodes in ([replace(first, node=nan), *report.nodes[1:]], [*report.nodes[:-1], replace(last, node=nan)]):
+        broken = replace(report, nodes=nodes)
+        assert not broken.ok
+        assert math.isnan(broken.worst().node)
+        assert math.isnan(broken.worst().worst)
+        assert math.isnan(broken.error("node"))
+        (line,) = (line for line in str(broken).splitlines() if MEANING["node"] in line and "failed" not in line)
+        assert " nan " in line
+        assert broken.worst().name in line
+        broken.plot(tmp_path / "nan.png")
+        crosses = [c for c in broken.plot().axes[0].lines if c.get_marker() == "x" and len(c.get_xdata())]
+        assert [list(c.get_xdata()) for c in crosses] == [[nodes.index(broken.worst())]]
+    for name in report.whole:
+        broken = replace(report, whole=report.whole | {name: nan})
+        assert not broken.ok
+        assert math.isnan(broken.error(name))
+        assert any(" nan " in line for line in str(broken).splitlines() if MEANING[name] in line)
+    assert report.error("node") == max(n.node for n in report.nodes)
 
 
 def test_json_and_plot(tmp_path):

@@ -13,7 +13,7 @@ from omenn_fx.errors import TargetError
 from omenn_fx.explainer import NodeInfo
 from omenn_fx.explanation import Explanation
 from omenn_fx.target import Target, resolve
-from omenn_fx.validation_report import AT_NODES, MEANING, ValidationReport
+from omenn_fx.validation_report import MEANING, ValidationReport
 from omenn_fx.visualize import colours, overlay, symmetric_scale
 from omenn_fx.visualize.parts import Part, part, signed
 
@@ -206,9 +206,6 @@ def _bars(explanation: Explanation, t: int, places: Mapping[str, NodeInfo]) -> l
 
 
 def _invariants(validation: ValidationReport) -> list[Invariant]:
-    found = []
-    for name, meaning in MEANING.items():
-        errors = [getattr(node, name) for node in validation.nodes] if name in AT_NODES else []
-        worst = np.max([*errors, validation.whole.get(name, 0.0)])  # NaN where there is one
-        found.append(Invariant(meaning, float(worst), validation.tolerances[name]))
-    return found
+    return [
+        Invariant(meaning, validation.error(name), validation.tolerances[name]) for name, meaning in MEANING.items()
+    ]

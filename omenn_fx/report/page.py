@@ -24,6 +24,7 @@ from omenn_fx.plan import Plan
 from omenn_fx.report.content import Subject, subject, top_classes
 from omenn_fx.sources import Loaded
 from omenn_fx.target import Target
+from omenn_fx.validation_report import largest
 from omenn_fx.visualize import colours
 from omenn_fx.visualize.parts import signed
 
@@ -129,7 +130,7 @@ def page(subjects: list[Subject], check: CheckReport, bias: str, untrained: bool
         graph_height=min(TALLEST, int(height[1]) if height else TALLEST),
         bias=bias,
         untrained=untrained,
-        worst=max(e.error for s in subjects for e in s.classes),
+        worst=largest(e.error for s in subjects for e in s.classes),
         most=max(len(s.classes) for s in subjects),
         ramp=picture(colours(np.linspace(-1, 1, 256)[None], 1.0)[..., :3], exact=True),
         versions={"omenn-fx": __version__, "torch": torch.__version__},

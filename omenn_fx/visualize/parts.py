@@ -161,7 +161,8 @@ def titled(title: str | None, what: str) -> str:
 
 def proof(explanation: Explanation, rows: Sequence[Row]) -> str:
     """The right end of a picture's header."""
-    error = f"completeness error {max(float(explanation.completeness_error[row]) for row in rows):.1e}"
+    errors = [float(explanation.completeness_error[row]) for row in rows]
+    error = f"completeness error {np.max(errors):.1e}"
     if len(rows) > 1 or not explanation.bias:
         return error
     return f"bias share {percent(bias_share(explanation, rows[0])).replace('-', MINUS)},  {error}"
