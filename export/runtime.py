@@ -11,26 +11,12 @@ import numpy as np
 import torch
 
 from omenn_fx.errors import ExportError, InputError, TargetError
-from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
+from omenn_fx.explanation import BiasTable, Explanation, InputExplanation, WholeExplanation
 from omenn_fx.export.deployed import inputs_of_call, target_of_call
 from omenn_fx.target import Positions, Target, resolve
 
 Tensor = torch.Tensor
 _PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
-
-
-class Whole(InputExplanation):
-    """The explanation of one input by a file that holds C alone: its parts were not exported."""
-
-    @property
-    def C(self) -> Tensor:
-        """The contribution of each input value."""
-        return self.C_w  # what was stored
-
-    @property
-    def product(self) -> Tensor:
-        """C: of its parts nothing is known."""
-        return self.C_w
 
 
 def load(path: str | Path, providers: Sequence[str] | None = None) -> OnnxExplainer:
@@ -137,7 +123,7 @@ class OnnxExplainer:
         assert isinstance(positions, Positions)
         value = positions.value(outputs)
         sources = json.loads(self.metadata["explained"])
-        inputs = {}
+        inputs: dict[str, InputExplanation | WholeExplanation] = {}
         for name in sources:
             end = f".{name}" if len(sources) > 1 else ""
             at = self.inputs.index(name) if name in self.inputs else None
@@ -145,7 +131,7 @@ class OnnxExplainer:
             if f"C_w{end}" in tensors:
                 inputs[name] = InputExplanation(x, tensors[f"C_w{end}"], tensors.get(f"C_b{end}"), positions.several)
             elif f"C{end}" in tensors:
-                inputs[name] = Whole(x, tensors[f"C{end}"], tensors[f"C{end}"], positions.several)
+                inputs[name] = WholeExplanation(x, tensors[f"C{end}"])
         shares = tensors.get("bias")
         biased, kept = (json.loads(self.metadata[key]) for key in ("biased", "kept"))
         return Explanation(outputs, positions.target, value, inputs, BiasTable(biased, shares, value, kept))

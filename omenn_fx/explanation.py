@@ -41,6 +41,39 @@ class InputExplanation:
         """C_w * X + C_b: the contribution of each input value. Without C_b (bias="none") just C_w * X."""
         return self.product if self.C_b is None else self.product + self.C_b
 
+    @property
+    def magnitude(self) -> Tensor:
+        """|C_w * X|: what the input adds to S."""
+        return self.product.abs()
+
+
+@dataclass(frozen=True)
+class WholeExplanation:
+    """The explanation of one input of which C alone is known: a deployed file may return nothing else.
+
+    Attributes:
+        X: as of `InputExplanation`; empty where it is not known either.
+        C: the contribution of each input value.
+    """
+
+    X: Tensor
+    C: Tensor
+
+    @property
+    def C_w(self) -> Tensor:
+        """Not known: AttributeError."""
+        raise AttributeError(_ALONE)
+
+    C_b = product = C_w
+
+    @property
+    def magnitude(self) -> Tensor:
+        """|C|, in place of |C_w * X|."""
+        return self.C.abs()
+
+
+_ALONE = "C is not split here: its file returns C alone, to_onnx(..., outputs=('logits', 'C', 'C_w', 'C_b')) its parts"
+
 
 class BiasTable(Mapping[str, Tensor]):
     """Node name -> its share of the explained value through its bias: <g_v, b_v>, shape [N] (or [N, T]).
@@ -105,18 +138,18 @@ class Explanation:
         target: the explained positions, int64 [N] (or [N, T]); flat positions where outputs have more than two dims;
             the weights of the outputs' shape (or [N, T, ...]) where a weighted sum is explained.
         value: the explained outputs f_t, [N] (or [N, T]).
-        inputs: name -> InputExplanation of each explained input.
+        inputs: name -> InputExplanation of each explained input; a WholeExplanation where C alone is known.
         bias: node -> its bias share.
     """
 
     outputs: Tensor
     target: Tensor
     value: Tensor
-    inputs: dict[str, InputExplanation]
+    inputs: Mapping[str, InputExplanation | WholeExplanation]
     bias: BiasTable
 
     @property
-    def _only(self) -> InputExplanation:
+    def _only(self) -> InputExplanation | WholeExplanation:
         if len(self.inputs) != 1:
             raise AttributeError(
                 f"{len(self.inputs)} inputs are explained ({', '.join(self.inputs)}): take explanation.inputs[name].C, "
@@ -156,7 +189,7 @@ class Explanation:
     @property
     def scale(self) -> Tensor:
         """S = sum |C_w * X| + sum over nodes of |bias share|: the size of what is added up."""
-        total: Any = sum(self._sum(i.product.abs()) for i in self.inputs.values())
+        total: Any = sum(self._sum(i.magnitude) for i in self.inputs.values())
         return total + self.bias.magnitude
 
     @property
@@ -178,7 +211,7 @@ class Explanation:
         return plot(self, kind, **options)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{n}: {tuple(i.C_w.shape)}" for n, i in self.inputs.items())
+        shapes = ", ".join(f"{n}: {tuple(i.C.shape)}" for n, i in self.inputs.items())
         error = float(self.completeness_error.max()) if self.value.numel() else 0.0
         weights = self.target.is_floating_point()
         target = f"weights of {tuple(self.target.shape)}" if weights else self.target.tolist()

@@ -153,6 +153,24 @@ def test_a_deployed_file_that_returns_c_alone(x, tmp_path):
     assert "bias" not in caption(figure)
     with pytest.raises(ValueError, match="does not return them"):
         explanation.plot("bias")
+    for part in ("C_w", "C_b"):
+        with pytest.raises(AttributeError, match="returns C alone"):
+            getattr(explanation, part)
+    assert str(tuple(x.shape)) in repr(explanation)
+
+
+def test_a_deployed_file_that_returns_c_without_biases(x, tmp_path):
+    """Its map is C_w * X, and the biases that it returns by node make up the rest."""
+    pytest.importorskip("onnxruntime")
+    from omenn_fx.export import load
+
+    explainer = omenn_fx.transform(network(), x, bias="none")
+    explainer.to_onnx(tmp_path / "net.onnx", x, outputs=("C", "bias"))
+    explanation, want = load(tmp_path / "net.onnx")(x, target=1), explainer(x, target=1)
+    torch.testing.assert_close(explanation.sum, want.value)
+    assert "biases (not carried to the input)" in caption(explanation.plot())
+    explainer.to_onnx(tmp_path / "net.onnx", x, outputs=("C",))
+    assert load(tmp_path / "net.onnx")(x, target=1).sum.isnan().all()  # the biases are not known
 
 
 def test_several_targets_take_a_pair(x):

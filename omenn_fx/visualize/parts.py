@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from omenn_fx.explanation import Explanation
+from omenn_fx.explanation import Explanation, WholeExplanation
 
 Row = int | tuple[int, int]
 Names = str | Sequence[str] | None  # of the explained class, or one for each target
@@ -74,14 +74,14 @@ def part(explanation: Explanation, row: Row = 0, input: str | None = None, class
     at = _index(explanation, row)
     name = input_name(explanation, input)
     one = explanation.inputs[name]
-    whole = one.C_b is one.C_w  # C stands in for both
+    split = None if isinstance(one, WholeExplanation) else one
     beyond = {f"sum of input '{n}'": float(_array(i.C[at]).sum()) for n, i in explanation.inputs.items() if n != name}
-    if one.C_b is None:
-        beyond["biases (not carried to the input)"] = float(explanation.bias.total[at])
+    if explanation.bias.kept:
+        beyond["biases (not carried to the input)"] = float(explanation.bias.remainder[at])
     return Part(
         X=_array(one.X[at[0]] if len(one.X) else torch.zeros_like(one.C[at])),
-        product=None if whole else _array(one.product[at]),
-        C_b=None if whole or one.C_b is None else _array(one.C_b[at]),
+        product=None if split is None else _array(split.product[at]),
+        C_b=None if split is None or split.C_b is None else _array(split.C_b[at]),
         C=_array(one.C[at]),
         value=float(explanation.value[at]),
         beyond=beyond,
