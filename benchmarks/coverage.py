@@ -20,6 +20,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,6 +155,77 @@ def sound(record: dict[str, Any]) -> bool:
     return said["supported"] == (record["float64"]["status"] == "passed") and said.get("same_on_meta") is True
 
 
+# Jobs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with every model, in a process of its own.
+
+    Attributes:
+        work: sends what it finds out.
+        record: (the model's line so far, the outcome) -> its new line.
+        applies: to a model with this line (empty: it has none yet).
+        fine: whether its part of the line is; None where that is not there.
+    """
+
+    work: Callable[[str, Callable[[str, Any], None]], None]
+    record: Callable[[dict[str, Any], pool.Outcome], dict[str, Any]]
+    applies: Callable[[dict[str, Any]], bool]
+    fine: Callable[[dict[str, Any]], bool | None]
+
+    def finished(self, line: dict[str, Any], again: bool, failed: bool) -> bool:
+        """Whether nothing is left to do: with `again` something always is, with `failed` where it went wrong."""
+        fine = self.fine(line)
+        return not again and fine is not None and (fine or not failed)
+
+
+JOBS = {
+    "models": Job(
+        task,
+        lambda line, outcome: record_of(outcome),
+        applies=lambda line: True,
+        fine=lambda line: all(line[d]["status"] != "failed" for d in DTYPES) if line else None,
+    ),
+    "checks": Job(
+        task_of_check,
+        checked_record,
+        applies=bool,
+        fine=lambda line: sound(line) if "check" in line else None,
+    ),
+    "onnx": Job(
+        task_of_export,
+        exported_record,
+        applies=lambda line: bool(line) and line["float32"]["status"] == "passed",
+        fine=lambda line: line["onnx"]["status"] != "failed" if "onnx" in line else None,
+    ),
+}
+
+
+def run(job: Job, queue: list[str], out: Path, console: Console, workers: int, timeout: float, memory: float) -> bool:
+    """Do a job with the models of a queue. Returns whether all of them are done; False: it was stopped."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    try:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("", total=len(queue))
+            for outcome in pool.run(job.work, queue, workers, timeout, memory, alone=lambda n: size(n) > LARGE):
+                latest = read(out)  # read anew: another run may have added models
+                line = job.record(latest.get(outcome.name, {}), outcome)
+                write(out, latest | {outcome.name: line})
+                states = ", ".join(f"{d} {line[d]['status']}" for d in DTYPES)
+                progress.update(bar, advance=1, description=f"{outcome.name}: {states}")
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out.name} has every model that was finished, the same command goes on from there")
+        return False
+    return True
+
+
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -231,43 +303,14 @@ def main(
     for stop in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
         signal.signal(stop, signal.default_int_handler)
     console = Console()
-    results = read(out)
+    results, job = read(out), JOBS["checks" if checks else "onnx" if onnx else "models"]
     names = every_timm(timm_below, console) if timm_below else wanted(group or [], model or [])
-    done = {
-        n for n, r in results.items() if not (failed and "failed" in (r["float64"]["status"], r["float32"]["status"]))
-    }
-    if checks:
-        names = [n for n in names if n in results]
-        done = {n for n in names if "check" in results[n] and not (failed and not sound(results[n]))}
-    if onnx:
-        names = [n for n in names if n in results and results[n]["float32"]["status"] == "passed"]
-        done = {n for n in names if "onnx" in results[n] and not (failed and results[n]["onnx"]["status"] == "failed")}
-    queue = [] if only_show else available((n for n in names if again or n not in done), console)[:limit]
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    try:
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task("", total=len(queue))
-            work = task_of_check if checks else task_of_export if onnx else task
-            for outcome in pool.run(work, queue, workers, timeout, memory, alone=lambda n: size(n) > LARGE):
-                latest = read(out)  # read anew: another run may have added models
-                added = checked_record if checks else exported_record if onnx else None
-                record = added(latest[outcome.name], outcome) if added else record_of(outcome)
-                write(out, latest | {outcome.name: record})
-                states = ", ".join(f"{d} {record[d]['status']}" for d in DTYPES)
-                progress.update(bar, advance=1, description=f"{outcome.name}: {states}")
-        stopped = False
-    except KeyboardInterrupt:
-        console.print(f"stopped; {out.name} has every model that was finished, the same command goes on from there")
-        stopped = True
+    names = [n for n in names if job.applies(results.get(n, {}))]
+    left = [n for n in names if not only_show and not job.finished(results.get(n, {}), again, failed)]
+    finished = run(job, available(left, console)[:limit], out, console, workers, timeout, memory)
     chosen = set(names)
     show({n: r for n, r in read(out).items() if n in chosen}, console)
-    raise typer.Exit(130 if stopped else 0)
+    raise typer.Exit(0 if finished else 130)
 
 
 if __name__ == "__main__":
