@@ -75,6 +75,67 @@ def accuracy(model: nn.Module, birds: Birds, device: str) -> float:
     return float((predicted.numpy() == birds.labels).mean())
 
 
+class Training:
+    """A classifier on its way: AdamW, a one-cycle learning rate, random numbers of its own.
+
+    Attributes:
+        model: in the memory format that convolutions like.
+        seconds: of the processor, for all epochs so far.
+    """
+
+    def __init__(self, name: str, width: int, epochs: int, data: TrainingSet, device: str, bf16: bool):
+        torch.manual_seed(0)
+        normed = {"norm": True} if name == "vgg" else {}
+        self.data, self.device, self.bf16, self.seconds = data, device, bf16, 0.0
+        self.generator = torch.Generator().manual_seed(0)
+        self.model = ARCHITECTURES[name](width, **normed).to(device).to(memory_format=torch.channels_last)
+        self.steps = len(data.images) // BATCH
+        optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATES[name], epochs * self.steps, pct_start=0.2)
+        self.optimizer, self.schedule = optimizer, schedule
+        self._stateful = {"model": self.model, "optimizer": optimizer, "schedule": schedule}
+
+    @property
+    def epochs(self) -> int:
+        """How many are behind it."""
+        return self.schedule.last_epoch // self.steps
+
+    def epoch(self) -> float:
+        """Each image once, in random order, but for those left over by whole batches. Returns the mean loss."""
+        start = time.process_time()
+        self.model.train()
+        order = torch.randperm(len(self.data.images), generator=self.generator)
+        losses = [self.step(rows) for rows in order[: self.steps * BATCH].view(self.steps, BATCH)]
+        self.seconds += time.process_time() - start
+        return float(torch.stack(losses).mean())
+
+    def step(self, rows: Tensor) -> Tensor:
+        """One step on some of the images. Returns the loss."""
+        x = augmented(preprocess(self.data.images[rows.numpy()], self.device), self.generator)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(x.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), self.data.targets[rows].to(self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach()
+
+    def save(self, checkpoint: Path) -> None:
+        """Write all that the next epoch depends on."""
+        states = {key: part.state_dict() for key, part in self._stateful.items()}
+        replace(checkpoint, {**states, "generator": self.generator.get_state(), "seconds": self.seconds})
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from what `save` wrote."""
+        saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        for key, part in self._stateful.items():
+            part.load_state_dict(saved[key])
+        self.generator.set_state(saved["generator"].cpu())
+        self.seconds = saved["seconds"]
+
+
 def train(
     name: str,
     width: int,
@@ -85,7 +146,7 @@ def train(
     checkpoint: Path | None = None,
     report: Callable[[int, float, float], None] = lambda epoch, loss, accuracy: None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained classifier (AdamW, one-cycle learning rate) on the CPU, and what is to be known about it.
+    """A trained classifier on the CPU, and what is to be known about it.
 
     Args:
         name, width: the architecture.
@@ -93,49 +154,22 @@ def train(
         checkpoint: written after every epoch; where it exists, training goes on from there.
         report: called after each epoch with its number, the mean loss and the accuracy on the test birds.
     """
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    normed = {"norm": True} if name == "vgg" else {}
-    model = ARCHITECTURES[name](width, **normed).to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    steps = len(data.images) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATES[name], epochs * steps, pct_start=0.2)
-    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    seconds = 0.0
+    training = Training(name, width, epochs, data, device, bf16)
     if checkpoint is not None and checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        for key, part in stateful.items():
-            part.load_state_dict(saved[key])
-        generator.set_state(saved["generator"].cpu())
-        seconds = saved["seconds"]
-    for epoch in range(schedule.last_epoch // steps, epochs):
-        start = time.process_time()
-        model.train()
-        losses = []
-        for rows in torch.randperm(len(data.images), generator=generator)[: steps * BATCH].view(steps, BATCH):
-            x = augmented(preprocess(data.images[rows.numpy()], device), generator)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                logits = model(x.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), data.targets[rows].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-        seconds += time.process_time() - start
+        training.load(checkpoint)
+    while training.epochs < epochs:
+        loss = training.epoch()
         if checkpoint is not None:
-            states = {key: part.state_dict() for key, part in stateful.items()}
-            replace(checkpoint, {**states, "generator": generator.get_state(), "seconds": seconds})
-        report(epoch + 1, float(torch.stack(losses).mean()), accuracy(model.eval(), data.birds, device))
-    model = folded(model.eval()).to("cpu").to(memory_format=torch.contiguous_format)
+            training.save(checkpoint)
+        report(training.epochs, loss, accuracy(training.model.eval(), data.birds, device))
+    model = folded(training.model.eval()).to("cpu").to(memory_format=torch.contiguous_format)
     about = {
         "width": width,
         "weights": "benchmarks/train_funnybirds.py",
         "accuracy_of_500": accuracy(model, data.birds, "cpu"),
         "epochs": epochs,
         "training_images": len(data.images),
-        "training_processor_seconds": round(seconds),
+        "training_processor_seconds": round(training.seconds),
         "device": device,
     }
     return model, about
