@@ -173,7 +173,7 @@ def blocked(editor: Editor) -> None:
     for node in editor.nodes(*_KEEPS_BLOCKS, *_BINARY):
         if len(shape(node)) != 4 or node.meta["val"].dtype != torch.float32:
             continue
-        operands = [a for a in node.args if isinstance(a, fx.Node) and editor.constant(a) is None]
+        operands = [a for a in node.args if _is_tensor(a) and editor.constant(a) is None]
         if node.target is aten.conv2d.default:
             inside |= {node} if _whole_blocks(node) else set()
         elif node.target in _BINARY:
@@ -190,6 +190,10 @@ def blocked(editor: Editor) -> None:
             inside.add(node)
         elif operands and operands[0] in inside:
             inside.add(node)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
 
 
 def _reads_later(moved: fx.Node, user: fx.Node) -> bool:

@@ -24,10 +24,11 @@ from omenn_fx.batch import hint
 from omenn_fx.errors import ExportError, OmennError
 from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed, TargetMode
+from omenn_fx.export.free import freed, name_sizes
 from omenn_fx.export.layout import for_onnxruntime
 from omenn_fx.export.program import export_at
 from omenn_fx.export.verify import Proof, prove
-from omenn_fx.exporting import batch_symbol, quiet
+from omenn_fx.exporting import FREE_SIZES, batch_symbol, fixed_sizes, quiet
 from omenn_fx.passes import optimize
 
 Tensor = torch.Tensor
@@ -70,11 +71,12 @@ def to_onnx(
     start = time.perf_counter()
     if dtype not in DTYPES:
         raise ExportError(f"dtype='{dtype}': an exported explainer is {', '.join(DTYPES)}")
-    if set(dynamic) - {"batch"}:
-        raise ExportError(f"dynamic={tuple(dynamic)}: only the batch can stay free, ('batch',) or ()")
+    if set(dynamic) - {"batch", *FREE_SIZES}:
+        raise ExportError(f"dynamic={tuple(dynamic)}: what can stay free is {', '.join(['batch', *FREE_SIZES])}")
     path = Path(path)
     args, kwargs = _examples(explainer, inputs, dict(input_kwargs or {}))
     explainer, args, kwargs = _in_dtype(explainer, args, kwargs, DTYPES[dtype])
+    explainer = freed(explainer, args, kwargs, dynamic)
     program, leaves = explainer.program_for(args, kwargs)
     deployed = Deployed(program, explainer.request.batched, leaves, outputs, target)
     rows = explainer(*args, **kwargs, target=deployed.of_call(leaves)).outputs  # raises TargetError now
@@ -84,7 +86,7 @@ def to_onnx(
     free = program.captured.dynamic_batch and "batch" in dynamic
     names = [*deployed.inputs, *(["target"] if deployed.takes_target else [])]
     batch = rows.shape[0] if free else None
-    traced, model = _translated(deployed, example, batch, names, opset)
+    traced, model = _translated(deployed, example, batch, explainer.request.free, names, opset)
     described = _description(explainer, deployed, free) | dict(metadata or {})
     model.model.metadata_props.update({f"omenn_fx.{key}": value for key, value in described.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,15 +104,21 @@ def to_onnx(
 
 
 def _translated(
-    deployed: Deployed, example: list[Tensor], batch: int | None, names: list[str], opset: int | None
+    deployed: Deployed,
+    example: list[Tensor],
+    batch: int | None,
+    sizes: Sequence[str],
+    names: list[str],
+    opset: int | None,
 ) -> tuple[ExportedProgram, Any]:
     """The optimised graph, exported, and its translation by torch.onnx."""
-    module: Any = optimize(export_at(deployed, example, batch).module())
+    module: Any = optimize(export_at(deployed, example, batch, sizes).module())
     if all(t.dtype == torch.float32 for t in example if t.is_floating_point()):
         module = for_onnxruntime(module)
-    traced = export_at(module, example, batch)
-    if batch is not None and batch_symbol(traced) is None:
-        raise ExportError("the batch did not stay free while the graph was optimised: export with dynamic=()")
+    traced = export_at(module, example, batch, sizes)
+    fixed = fixed_sizes(traced, sizes) or ("the batch" if batch is not None and batch_symbol(traced) is None else "")
+    if fixed:
+        raise ExportError(f"{fixed} did not stay free while the graph was optimised: leave it out of dynamic")
     try:
         from omenn_fx.export.translations import TRANSLATIONS
     except ImportError as error:
@@ -124,7 +132,7 @@ def _translated(
     except Exception as error:
         raise ExportError(_untranslated(error)) from error
     assert model is not None
-    _name_batch(model.model)
+    name_sizes(model.model, sizes)
     return traced, model
 
 
@@ -136,18 +144,6 @@ def _untranslated(error: Exception) -> str:
         causes.append(str(at).strip().splitlines()[0] if str(at).strip() else type(at).__name__)
         at = at.__cause__
     return f"torch.onnx could not translate the explainer: {causes[-1][:400]}"
-
-
-def _name_batch(model: Any) -> None:
-    """The free dimension is called `batch`, whatever symbol torch.export gave it."""
-    import onnx_ir as ir
-
-    symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape and isinstance(v.shape[0], ir.SymbolicDim)}
-    values = [*model.graph.inputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
-    for value in values:
-        for d, size in enumerate(value.shape or ()):
-            if isinstance(size, ir.SymbolicDim) and str(size) in symbols:
-                value.shape[d] = "batch"
 
 
 def _examples(explainer: Explainer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -197,7 +193,7 @@ def _description(explainer: Explainer, deployed: Deployed, free: bool) -> dict[s
         "biased": json.dumps(deployed.biased),
         "kept": json.dumps(deployed.kept),
         "batched": "yes" if deployed.batched else "no",
-        "batch": "free" if free else "fixed",
+        "dynamic": json.dumps([*(["batch"] if free else []), *explainer.request.free]),
         "model": type(model).__name__ if model is not None else "ExportedProgram",
         "weights_sha256": "" if model is None else weights_hash(model),
     }

@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from omenn_fx.explainer import Explainer
-from omenn_fx.exporting import quiet
+from omenn_fx.exporting import free_dims, quiet
 
 
 def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgram:
@@ -31,18 +31,25 @@ def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgr
     return export_at(program.graph_module, [*leaves, cotangent], size)
 
 
-def export_at(module: nn.Module, example: Sequence[Any], batch: int | None) -> ExportedProgram:
-    """Export a module at example inputs; with a batch size, dimension 0 of the inputs of that size stays free."""
+def export_at(
+    module: nn.Module, example: Sequence[Any], batch: int | None, free: Sequence[str] = ()
+) -> ExportedProgram:
+    """Export a module at example inputs; with a batch size, dimension 0 of the inputs of that size stays free.
+
+    `free` names other sizes that stay free (`exporting.FREE_SIZES`).
+    """
     example = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in example]
-    shapes: Any = None
+    shapes: Any = ShapesCollection()
+    rows = None
     if batch is not None:
         # torch.export takes sizes of 0 and 1 for constants, and may find at 2 that nothing else fits
         rows = torch.arange(max(batch, 3)) % max(batch, 1)
         example = [t[rows.to(t.device)] if _batched(t, batch) else t for t in example]
-        shapes = ShapesCollection()
-        for t in example:
-            if _batched(t, len(rows)):
-                shapes[t] = {0: Dim.AUTO}
+    for t in example:
+        dims = [0] if rows is not None and _batched(t, len(rows)) else []
+        dims += free_dims(t, free)
+        if dims:
+            shapes[t] = dict.fromkeys(dims, Dim.AUTO)
     with quiet(), torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False)
 

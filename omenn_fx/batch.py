@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from omenn_fx.capture import place_of
-from omenn_fx.errors import InputError, MixedBatchError
+from omenn_fx.errors import CaptureError, InputError, MixedBatchError
 from omenn_fx.exporting import is_symbolic
 from omenn_fx.mass import Mass, Product
 from omenn_fx.registry import Slot
@@ -105,12 +105,14 @@ def layouts(tagged: Tagged) -> Layouts:
         return dict.fromkeys(tagged.content, Whole())
     if size == 0:
         raise InputError("the model fixes its batch, at the empty one of the example inputs: capture it at a sample")
+    inputs = [v for n in tagged.captured.inputs if isinstance(v := value_of(n), torch.Tensor)]
+    others = {symbol for v in inputs for size in v.shape[1:] for symbol in _symbols(size)}  # tokens, say
     found: dict[fx.Node, Layout] = {}
     for node in tagged.content:
         if not known(value_of(node).shape):  # x[mask]: which samples are left depends on data
             raise MixedBatchError(place_of(producer(node)[0]))
         shape = _hints(value_of(node).shape)
-        symbolic = [is_symbolic(s) for s in value_of(node).shape]
+        symbolic = [bool(_symbols(s) - others) for s in value_of(node).shape]
         if node in tagged.sources.values():
             found[node] = Layout(0)
             continue
@@ -123,15 +125,27 @@ def layouts(tagged: Tagged) -> Layouts:
             at, before = found[slots[slot]], _hints(value_of(slots[slot]).shape)
             following = _next(call, at, before, shape, symbolic, size)
             # a gather of constant rows; rows times columns
-            fixed = any(map(is_symbolic, value_of(slots[slot]).shape)) and not any(symbolic)
+            fixed = any(_symbols(s) - others for s in value_of(slots[slot]).shape) and not any(symbolic)
             apart = following is None or (layout is not None and layout.dim != following.dim)
             if apart or fixed or _contracts(call, slot, at.dim, len(before)):
                 raise MixedBatchError(place_of(node))
             layout = layout or following
         if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
             raise MixedBatchError(place_of(node))
+        if _symbols(value_of(node).shape[layout.dim]) & others:
+            raise CaptureError(_FOLDED, place_of(node), _ONE_ROW)
         found[node] = layout
     return found
+
+
+_FOLDED = "a size cannot stay free: the model folds it into the dimension of the batch, as nn.MultiheadAttention does"
+
+_ONE_ROW = "leave that size fixed, or fix the batch at one sample"
+
+
+def _symbols(size: Any) -> set[Any]:
+    """What a free size is made of; nothing for a number."""
+    return set(size.node.expr.free_symbols) if is_symbolic(size) else set()
 
 
 def known(shape: Sequence[Any]) -> bool:

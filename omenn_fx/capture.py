@@ -8,7 +8,7 @@ operator without a rule, pays for `run_decompositions`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,13 +73,17 @@ def capture(
     rules: RuleSet,
     dynamic_batch: bool = True,
     batched: bool = True,
+    free: Sequence[str] = (),
 ) -> Captured:
-    """Capture a model at example inputs. Raises CaptureError with the user's line where torch.export cannot."""
+    """Capture a model at example inputs. Raises CaptureError with the user's line where torch.export cannot.
+
+    `free` names sizes of the inputs that stay free beside the batch (`exporting.FREE_SIZES`).
+    """
     if isinstance(source, ExportedProgram):
         program, functional = source, False  # the user's own program is not edited
     else:
         require_eval(source)
-        program = export(source, args, dict(kwargs), dynamic_batch and batched)
+        program = export(source, args, dict(kwargs), dynamic_batch and batched, free)
         drop_inference_no_ops(program.graph)
         functional = functionalize(program.graph, program.graph_signature.user_inputs)
     if not functional or _needs_decomposition(program, rules):

@@ -21,10 +21,18 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.overrides import TorchFunctionMode
 
 from omenn_fx.errors import CaptureError, ModeError, Place
 
 log = logging.getLogger("omenn_fx")
+
+# A size that may stay free beside the batch: which dimension of an input it is, by the input's number of dimensions.
+FREE_SIZES: dict[str, dict[int, int]] = {
+    "tokens": {2: 1, 3: 1},  # ids and masks [N, T], embeddings [N, T, C]
+    "height": {4: 2, 5: 3},  # images [N, C, H, W], videos [N, C, T, H, W]
+    "width": {4: 3, 5: 4},
+}
 
 Source = nn.Module | ExportedProgram | str | Path
 
@@ -98,56 +106,127 @@ def _known(value: Any) -> bool:
     return all(isinstance(leaf, (torch.Tensor, int, float, bool, str, type(None))) for leaf in leaves)
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> ExportedProgram:
-    """Export, dropping what the model returns beside tensors where torch.export has no type for it."""
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str] = ()
+) -> ExportedProgram:
+    """Export, dropping what the model returns beside tensors where torch.export has no type for it.
+
+    Raises:
+        CaptureError: the model cannot be captured, or fixes one of the sizes that are to stay free; names the line.
+    """
     try:
-        return _export_at(model, args, kwargs, dynamic)
+        return _export_at(model, args, kwargs, dynamic, free)
     except CaptureError as error:
         if "not a known type" not in str(error):
             raise
     with tensors_only(model):  # key-value caches, for one
-        return _export_at(model, args, kwargs, dynamic)
+        return _export_at(model, args, kwargs, dynamic, free)
 
 
-def _export_at(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> ExportedProgram:
+def _export_at(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str]
+) -> ExportedProgram:
     reason = ""
-    if dynamic:
-        program, reason = _export_dynamic(model, args, kwargs)
+    if dynamic or free:
+        program, reason = _export_dynamic(model, args, kwargs, dynamic, free)
         if program is not None:
             return program
-    try:
-        with quiet(), torch.no_grad():
-            program = torch.export.export(model, args, kwargs, strict=False)
-    except Exception as error:
-        raise _explain(error) from error
+    if dynamic and free:  # the batch does not stay free: the others may
+        program = _export_at(model, args, kwargs, False, free)
+    else:
+        try:
+            with quiet(), torch.no_grad():
+                program = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise _explain(error) from error
+        if free:
+            raise CaptureError(f"{' and '.join(free)} cannot stay free: {reason}")
     if reason:
         log.warning("captured at a fixed batch size: %s", reason[:200])
     return program
 
 
+def free_dims(value: Any, free: Sequence[str]) -> list[int]:
+    """The dimensions of an input that have one of these sizes."""
+    ndim = value.ndim if isinstance(value, torch.Tensor) else 0
+    return [FREE_SIZES[name][ndim] for name in free if ndim in FREE_SIZES[name]]
+
+
 def _export_dynamic(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: bool, free: Sequence[str]
 ) -> tuple[ExportedProgram | None, str]:
-    """A program with a symbolic batch, or None and the reason."""
+    """A program with a symbolic batch and other free sizes, or None and the reason."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    size = batch_size(leaves)
-    if size is None:
+    size = batch_size(leaves) if batch else None
+    if size is None and not free:
         return None, "no input has a batch dimension"
     # torch.export takes sizes of 0 and 1 for constants: capture such a batch at 2.
-    wide = [widened(t, size) for t in leaves]
+    wide = [_copied(t) if size is None else widened(t, size) for t in leaves]
     shapes: Any = ShapesCollection()
     for t in wide:
-        if _in_batch(t, max(size, 2)):
-            shapes[t] = {0: Dim.AUTO}
+        dims = [0] if size is not None and _in_batch(t, max(size, 2)) else []
+        dims += free_dims(t, free)
+        if dims:
+            shapes[t] = dict.fromkeys(dims, Dim.AUTO)
     wide_args, wide_kwargs = pytree.tree_unflatten(wide, spec)
-    try:
+
+    def exported() -> ExportedProgram:
         with quiet(), torch.no_grad():
-            program = torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
+
+    try:
+        program = exported()
     except Exception as error:  # the static capture that follows reports what is really wrong
         return None, (str(error).strip() or type(error).__name__).splitlines()[0]
-    if batch_symbol(program) is None:
+    fixed = fixed_sizes(program, free)
+    if fixed:
+        watch = _Watch()
+        with watch:
+            exported()
+        call = f"at '{watch.place.op}', or just before it," if watch.place else "somewhere"
+        raise CaptureError(f"{fixed} cannot stay free: {call} one size only fits", watch.place, _ONE_SIZE)
+    if batch and batch_symbol(program) is None:
         return None, f"the model's code fixes it at {size}"
     return program, ""
+
+
+_ONE_SIZE = "leave it out of the free sizes, or make this line work for any size"
+
+
+def fixed_sizes(program: ExportedProgram, free: Sequence[str]) -> str:
+    """The free sizes that came out as numbers: 'tokens of x'."""
+    names = program.graph_signature.user_inputs
+    values = {n.name: n.meta.get("val") for n in program.graph.find_nodes(op="placeholder") if n.name in names}
+    fixed = [
+        f"{size} of '{name}'"
+        for size in free
+        for name, value in values.items()
+        if any(not is_symbolic(value.shape[d]) for d in free_dims(value, [size]))
+    ]
+    return ", ".join(fixed)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes the user's line after which a size has one value only."""
+
+    place: Place | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.place is None and any(map(_has_fixed_size, pytree.tree_leaves((args, result)))):
+            frame = _users_frame(traceback.extract_stack())
+            self.place = Place("", getattr(func, "__name__", str(func)), "", frame)
+        return result
+
+
+def _has_fixed_size(value: Any) -> bool:
+    """Whether a size of a fake tensor was free, and is a number now."""
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    return any(isinstance(s, torch.SymInt) and not is_symbolic(s) for s in sizes)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def widened(leaf: Any, size: int) -> Any:
@@ -204,14 +283,17 @@ _OTHERWISE = "make this line run under torch.export (see its message above)"
 
 def _explain(error: Exception) -> CaptureError:
     """The user's line and what to change, instead of a page of torch.export's internals."""
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(inside)]
     lines = [s.strip() for s in str(error).splitlines() if s.strip()] or [type(error).__name__]
-    place = None
-    if frames:
-        at = frames[-1]
-        place = Place("", "torch.export", "", f"{at.filename}:{at.lineno} in {at.name}: {at.line}")
+    frame = _users_frame(traceback.extract_tb(error.__traceback__))
+    place = Place("", "torch.export", "", frame) if frame else None
     fix = next((a for p, a in _ADVICE if re.search(p, f"{type(error).__name__} {error}")), _OTHERWISE)
     return CaptureError(
         f"torch.export could not capture the model: {type(error).__name__}: {lines[0][:300]}", place, fix
     )
+
+
+def _users_frame(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line that is not torch's or ours."""
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    own = [f for f in frames if not f.filename.startswith(inside)]
+    return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else ""

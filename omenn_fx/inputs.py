@@ -17,11 +17,12 @@ Tensor = torch.Tensor
 
 
 def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
-    """Whether inputs have the captured shapes, dtypes and devices; the batch is free where it is dynamic."""
+    """Whether inputs have the captured shapes, dtypes and devices; a free size is the same wherever it stands."""
     nodes = captured.inputs
     if len(nodes) != len(leaves):
         return False
-    size = batch_size(leaves)
+    batch = batch_size(leaves)
+    free: dict[str, int] = {}
     for node, leaf in zip(nodes, leaves, strict=True):
         value = value_of(node)
         if isinstance(value, Tensor) != isinstance(leaf, Tensor):
@@ -32,8 +33,9 @@ def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
             continue
         if leaf.dtype != value.dtype or leaf.device != value.device or leaf.ndim != value.ndim:
             return False
-        for want, have in zip(value.shape, leaf.shape, strict=True):
-            if have != (size if is_symbolic(want) else int(want)):
+        for d, (want, have) in enumerate(zip(value.shape, leaf.shape, strict=True)):
+            size = (free.setdefault(str(want), have) if d else batch) if is_symbolic(want) else int(want)
+            if have != size:
                 return False
     return True
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import omenn_fx
 from omenn_fx.cli import app
-from omenn_fx.errors import ExportError, InputError, OutputError, ParityError, TargetError
+from omenn_fx.errors import CaptureError, ExportError, InputError, OutputError, ParityError, TargetError
 from omenn_fx.export import load
 from omenn_fx.export import verify as verify_module
 
@@ -146,6 +146,91 @@ def test_one_sample_without_a_batch(tmp_path):
     same(got.C, explainer(nodes, target=(2, 1)).C)
 
 
+class Attention(nn.Module):
+    """One block of a transformer over embeddings, with a class token's share and a mask."""
+
+    def __init__(self, positions=None):
+        super().__init__()
+        self.norm, self.qkv, self.out, self.head = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.positions = None if positions is None else nn.Parameter(torch.randn(1, positions, 8))
+
+    def forward(self, x, mask=None):
+        n, t, c = x.shape
+        x = x if self.positions is None else x + self.positions
+        q, k, v = self.qkv(self.norm(x)).view(n, t, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        seen = None if mask is None else mask[:, None, None, :]
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).reshape(n, t, c))
+        return self.head(x[:, 0]) + self.head(nn.functional.gelu(x)).mean(1)
+
+
+class Tokens(Attention):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+
+    def forward(self, ids, mask):
+        return super().forward(self.embed(ids), mask)
+
+
+class Encoder(nn.Module):
+    """torch's own attention, which puts tokens and batch into one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x)).mean(1)
+
+
+def tokens_of(kind, n, t):
+    """A model over tokens, and inputs of n samples of t tokens."""
+    if kind == "embeddings":
+        return Attention().eval(), (torch.randn(n, t, 8),)
+    return Tokens().eval(), (torch.randint(0, 11, (n, t)), torch.arange(t).expand(n, t) < t - 2)
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "ids"])
+def test_any_number_of_tokens(kind, tmp_path):
+    model, args = tokens_of(kind, 3, 7)
+    file = omenn_fx.transform(model, args).to_onnx(tmp_path / "t.onnx", *args, dynamic=("batch", "tokens"))
+    assert file.proof.inputs == 3  # the third has another number of samples and of tokens
+    session = load(file.path)
+    assert session.session.get_inputs()[0].shape[:2] == ["batch", "tokens"]
+    assert json.loads(session.metadata["dynamic"]) == ["batch", "tokens"]
+    for n, t in [(1, 4), (2, 19)]:
+        _, other = tokens_of(kind, n, t)
+        got, want = session(*other, target=1), omenn_fx.transform(model, other)(*other, target=1)
+        same(got.outputs, want.outputs)
+        same(got.C, want.C)
+        same(got.sum, want.value)
+
+
+def test_free_tokens_of_one_sample(tmp_path):
+    """torch's own attention allows free tokens where the batch is fixed at one."""
+    model, x = Encoder().eval(), torch.randn(1, 5, 8)
+    file = omenn_fx.transform(model, x).to_onnx(tmp_path / "t.onnx", x, dynamic=("tokens",), target=0)
+    session = load(file.path)
+    assert session.session.get_inputs()[0].shape == [1, "tokens", 8]
+    other = torch.randn(1, 9, 8)
+    same(session(other).C, omenn_fx.transform(model, other)(other, target=0).C)
+
+
+def test_what_fixes_a_size_is_named(tmp_path):
+    def export(model, x, *free):
+        omenn_fx.transform(model, x).to_onnx(tmp_path / "s.onnx", x, dynamic=("batch", *free))
+
+    x = torch.randn(3, 7, 8)
+    with pytest.raises(CaptureError, match=r"(?s)tokens of 'x' cannot stay free.*x \+ self\.positions"):
+        export(Attention(positions=7).eval(), x, "tokens")
+    with pytest.raises(CaptureError, match="folds it into the dimension of the batch"):
+        export(Encoder().eval(), x, "tokens")
+    with pytest.raises(ExportError, match=r"(?s)height and width cannot stay free.*aten\.conv2d"):
+        export(Net().eval(), X, "height", "width")
+    with pytest.raises(ExportError, match="keeps its sizes"):
+        export(torch.export.export(Attention().eval(), (x,)), x, "tokens")
+
+
 def test_float16(explainer, tmp_path):
     file = explainer.to_onnx(tmp_path / "half.onnx", X, dtype="float16")
     got, want = load(file.path)(X.half(), target=1), explainer(X, target=1)
@@ -186,8 +271,8 @@ def test_what_cannot_be_exported(explainer, tmp_path):
         explainer.to_onnx(path, target=[0, 5])
     with pytest.raises(ExportError, match="float64"):
         explainer.to_onnx(path, dtype="float64")
-    with pytest.raises(ExportError, match="only the batch"):
-        explainer.to_onnx(path, dynamic=("batch", "height"))
+    with pytest.raises(ExportError, match="can stay free is batch, tokens, height, width"):
+        explainer.to_onnx(path, dynamic=("batch", "channels"))
     with pytest.raises(OutputError, match="no C_b"):
         omenn_fx.transform(Net().eval(), X, bias="none").to_onnx(path, outputs=("C_b",))
     with pytest.raises(omenn_fx.OmennError, match="nothing is captured yet"):
