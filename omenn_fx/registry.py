@@ -210,13 +210,36 @@ class RuleSet:
         """A set with this one's rules, in front of which stand its own, and with lines for layers."""
         return RuleSet(name, doc, ChainMap({}, self.table), self, lines, **traits)
 
+    def relined(self, *lines: Line, **traits: Any) -> RuleSet:
+        """The same rules with other lines for layers."""
+        return replace(self, lines=lines, **traits)
+
+    @property
+    def own(self) -> MutableMapping[Op, Rule]:
+        """The rules of its own, in front of those of its base."""
+        return self.table.maps[0] if isinstance(self.table, ChainMap) else self.table
+
+    def static(self) -> Iterator[Rule]:
+        """The rules whose W and b no content changes, nor the choice of a factor: the same in every set."""
+        return (rule for rule in self if rule.form is not None and not (rule.dynamic or rule.product or rule.gate))
+
     def __reduce__(self) -> Any:
         """A set that has a name elsewhere too is sent by it; a composite by its lines; another whole, if it can be."""
-        if _SETS.get(self.name) is self:
+        named = _SETS.get(self.name)
+        if named is self:
             return rule_set, (self.name,)
-        if self.base is not None and isinstance(self.table, ChainMap) and not self.table.maps[0]:
-            return _derived, (self.base, self.name, self.doc, self.lines, self.same, self.folds_norms)
+        if named is not None and named.table is self.table:
+            return _relined, (self.name, self.lines, self._same_names(), self.folds_norms)
+        if self.base is not None and not self.own:
+            return _derived, (self.base, self.name, self.doc, self.lines, self._same_names(), self.folds_norms)
         return super().__reduce__()
+
+    def _same_names(self) -> frozenset[str]:
+        """An operator itself cannot be sent."""
+        return frozenset(map(str, self.same))
+
+    def _named(self, names: frozenset[str]) -> frozenset[Op]:
+        return frozenset(op for op in self.table if str(op) in names)
 
     def register(self, *ops: Op, content: str | tuple[str, ...] | None = None, **traits: Any) -> Callable[[Form], Form]:
         """Decorator: the form of one or more operators, a function `Call -> W`, `(W, b)` or `Affine`.
@@ -239,7 +262,8 @@ class RuleSet:
         return decorate
 
     def add(self, rule: Rule) -> None:
-        if rule.op in self.table:
+        """Add a rule, in front of that of the base. Raises ValueError where the set has one of its own."""
+        if rule.op in self.own:
             raise ValueError(f"the rule set '{self.name}' already has a rule for {rule.op}")
         self.table[rule.op] = rule
 
@@ -265,7 +289,12 @@ class RuleSet:
 
 
 def _derived(base: RuleSet, name: str, doc: str, lines: tuple[Line, ...], same: Any, folds_norms: bool) -> RuleSet:
-    return base.derive(name, doc, *lines, same=same, folds_norms=folds_norms)
+    return base.derive(name, doc, *lines, same=base._named(same), folds_norms=folds_norms)
+
+
+def _relined(name: str, lines: tuple[Line, ...], same: Any, folds_norms: bool) -> RuleSet:
+    rules = rule_set(name)
+    return rules.relined(*lines, same=rules._named(same), folds_norms=folds_norms)
 
 
 omenn = RuleSet("omenn", "exact dynamic-linear forms of the OMENN method (Wróbel et al., arXiv 2412.02399)")

@@ -2,6 +2,7 @@
 
 from omenn_fx.rules import (
     attention,
+    attnlrp,
     bilinear,
     contraction,
     convolution,
@@ -9,6 +10,7 @@ from omenn_fx.rules import (
     experts,
     folding,
     indexing,
+    jacobian,
     lrp,
     normalization,
     opaque,
@@ -26,6 +28,7 @@ from omenn_fx.rules import (
 
 __all__ = [
     "attention",
+    "attnlrp",
     "bilinear",
     "contraction",
     "convolution",
@@ -33,6 +36,7 @@ __all__ = [
     "experts",
     "folding",
     "indexing",
+    "jacobian",
     "lrp",
     "normalization",
     "opaque",

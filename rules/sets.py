@@ -1,4 +1,4 @@
-"""The rule sets: each has a name, a source and a table of layers and treatments, of which the first line that fits counts.
+"""The rule sets: each has a name, a source and a table of layers and treatments; the first line that fits counts.
 
 `omenn_fx.transform(model, rules="epsilon_plus_flat")` takes a set by name; `rules=sets.epsilon_plus_flat(epsilon=0.1)`
 makes one of other parameters, and `omenn.derive(name, doc, *lines)` a composite of one's own. All of them are exact:
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from omenn_fx.layer import CONVOLUTION, DENSE, FIRST, Line
+from omenn_fx.layer import CONVOLUTION, DENSE, EVERY, FIRST, Line
 from omenn_fx.registry import RuleSet, name_set, omenn
+from omenn_fx.rules import attnlrp as attention
 from omenn_fx.rules.lrp import STABILISER, AlphaBeta, Bounds, Epsilon, Flat, Gamma, ZBox, ZPlus
 
 aten = torch.ops.aten
@@ -87,5 +88,18 @@ def epsilon_gamma_box(
     )
 
 
-for _make in (epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_gamma_box):
+def cp_lrp(epsilon: float = STABILISER) -> RuleSet:
+    """CP-LRP: attention weights and the deviations of norms held fixed, epsilon in layers."""
+    doc = "CP-LRP: attention weights and deviations of norms held fixed, epsilon in layers (Ali et al. 2022)"
+    same = PASSED | attention.NORMS | attention.PRODUCTS | {attention.ATTENTION}
+    return omenn.derive("cp_lrp", doc, (EVERY, Epsilon(epsilon)), same=same)
+
+
+def attnlrp(epsilon: float = STABILISER) -> RuleSet:
+    """AttnLRP: softmax by its Jacobian, half to each factor of a product, epsilon in layers."""
+    same = PASSED | attention.NORMS | attention.PRODUCTS | frozenset(attention.attnlrp.own)
+    return attention.attnlrp.relined((EVERY, Epsilon(epsilon)), same=same)
+
+
+for _make in (epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_gamma_box, cp_lrp, attnlrp):
     name_set(_make())
