@@ -181,12 +181,14 @@ def _draws(traced: ExportedProgram) -> bool:
 
 
 def _is_random(node: fx.Node) -> bool:
-    """An attention draws numbers for its dropout alone."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    """Attention and recurrent layers draw numbers for their dropout alone."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
         return False
-    attention = node.target is torch.ops.aten.scaled_dot_product_attention.default
-    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-    return torch.Tag.nondeterministic_seeded in node.target.tags and not (attention and dropout == 0.0)
+    names = [a.name for a in op._schema.arguments]
+    values = {a.name: a.default_value for a in op._schema.arguments if a.has_default_value()}
+    values |= dict(zip(names, node.args, strict=False)) | node.kwargs
+    return bool(values.get("train", True)) and values.get("dropout_p", 1.0) != 0.0
 
 
 @dataclass(frozen=True)
