@@ -1,124 +1,181 @@
-"""What an explanation costs: forward, the eager twin, and autograd's input x gradient, side by side in one process.
+"""What an explanation costs: omenn-fx in torch, torch.compile and onnxruntime, and its peers, against the forward.
 
-    python benchmarks/speed.py                      # ResNet-50 and ViT-B/16, one thread
-    python benchmarks/speed.py --models timm:deit_tiny_patch16_224 --rounds 30
+    python benchmarks/speed.py                                             # everything: hours on two cores
+    python benchmarks/speed.py --models resnet18 --batch 1 --threads 1     # some of the races
+    python benchmarks/speed.py --device cuda                               # into a result file with the GPU's name
+    python benchmarks/speed.py --show                                      # the tables of the result file alone
+    python benchmarks/speed.py --markdown                                  # the same for the documentation
 
-The contestants of one model take turns, so that a slow minute of the machine hits all of them; ratios are of medians.
-`build` compares `omenn_fx.transform` with `torch.export.export` alone, static as it comes and with a dynamic batch.
+A race is one model at one batch size with so many threads. Its contestants take turns in one process, so that a slow
+minute of the machine hits all of them. Times are processor seconds where one thread works, else of the clock; medians.
+A ratio is to the forward in the same runtime and race. The result file is written after every race, and the same
+command goes on where it was stopped. `race/contestants.py` says who runs.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import re
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
-
-import omenn_fx
-from omenn_fx.sources import load
+from rich.progress import track
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from contest import clock, device_name, interleaved
+import zoo.preload  # noqa: F401  (torchvision beside a CPU build of torch)
+from contest import clock, device_name, interleaved, peak_memory
+from race import tables
+from race.contestants import CONTESTANTS, DEPLOYED, NotApplicable, Race, Ready
+from race.models import MODELS, Subject, subject
 
 RESULTS = Path(__file__).resolve().parent / "results"
-Timed = dict[str, Callable[[], Any]]
+LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "captum", "zennit")
+Row = dict[str, Any]
 
 
-def explaining(model: torch.nn.Module, x: torch.Tensor, target: int) -> Timed:
-    """The explanation by each way: all give one attribution of the input's shape."""
-    explainers = {bias: omenn_fx.transform(model, x, bias=bias) for bias in ("carrier", "none")}
-
-    def forward() -> torch.Tensor:
-        with torch.no_grad():
-            return model(x)
-
-    def input_x_gradient() -> torch.Tensor:
-        leaf = x.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(model(leaf)[:, target].sum(), leaf)
-        return gradient * leaf.detach()
-
-    return {
-        "forward": forward,
-        "input x gradient": input_x_gradient,
-        "twin": lambda: explainers["carrier"](x, target=target).C,
-        "twin, bias=none": lambda: explainers["none"](x, target=target).C,
-    }
-
-
-def building(model: torch.nn.Module, x: torch.Tensor) -> Timed:
-    """Capturing alone, and everything from the model to its explainer."""
-    dynamic = torch.export.ShapesCollection()
-    dynamic[x] = {0: torch.export.Dim.AUTO}
-    return {
-        "export": lambda: torch.export.export(model, (x,), strict=False),
-        "export, dynamic batch": lambda: torch.export.export(model, (x,), dynamic_shapes=dynamic, strict=False),
-        "transform": lambda: omenn_fx.transform(model, x),
-    }
+def run(race: Race, names: list[str], rounds: int, label: str) -> dict[str, Row]:
+    """A row for each contestant: its median in seconds, ratio and peak memory, or why there is none."""
+    torch._dynamo.reset()  # what was compiled for other races
+    rows: dict[str, Row] = {}
+    ready: dict[str, Ready] = {}
+    for name in track(names, f"{label}: preparing", transient=True):
+        start = time.perf_counter()
+        try:
+            ready[name] = CONTESTANTS[name].make(race)
+        except NotApplicable as reason:
+            rows[name] = {"not applicable": str(reason)}
+        except Exception as error:  # a peer's own failure is a result; the next run tries again
+            rows[name] = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        else:
+            rows[name] = {"preparing": time.perf_counter() - start, **ready[name].facts}
+    slow = [name for name in ready if CONTESTANTS[name].slow]
+    peaks = {name: peak(race, name, each) for name, each in ready.items() if race.batch == 1 or name not in slow}
+    taken = interleaved(
+        {name: each.run for name, each in ready.items()}, rounds, label, clock(race.device, race.threads), slow
+    )
+    for name, times in taken.items():
+        own = taken.get(f"{CONTESTANTS[name].runtime} forward", {"median": float("nan")})
+        rows[name] |= times | {"ratio": times["median"] / own["median"], "peak": peaks.get(name)}
+    return {name: rows[name] for name in names}
 
 
-def measure(spec: str, batch: int, size: int, rounds: int, device: str) -> dict[str, Any]:
-    model = load(spec).model
-    assert isinstance(model, torch.nn.Module)
-    model = model.to(device)
-    x = torch.randn(batch, 3, size, size, device=device)
-    now = clock(device) if device.startswith("cuda") else time.perf_counter
-    times = interleaved(explaining(model, x, target=7), rounds, spec, now)
-    wide = torch.cat([x, x]) if batch == 1 else x  # an export takes a size of 1 for a constant
-    build = interleaved(building(model, wide), 3, f"{spec} build", now)
-    explanation = omenn_fx.transform(model)(x, target=7)
-    ratios = {
-        "twin / input x gradient": times["twin"]["median"] / times["input x gradient"]["median"],
-        "twin / forward": times["twin"]["median"] / times["forward"]["median"],
-        "twin, bias=none / input x gradient": times["twin, bias=none"]["median"] / times["input x gradient"]["median"],
-        "transform / export": build["transform"]["median"] / build["export"]["median"],
-        "transform / export, dynamic batch": build["transform"]["median"] / build["export, dynamic batch"]["median"],
-    }
-    error = float(explanation.completeness_error.max())
-    return {"model": spec, "batch": batch, "times": times | build, "ratios": ratios, "completeness_error": error}
+def peak(race: Race, name: str, ready: Ready) -> int | None:
+    """Bytes of a call: of the first one, as onnxruntime keeps what it has taken; on a GPU it does not tell at all."""
+    if race.device != "cpu" and CONTESTANTS[name].runtime == DEPLOYED:
+        return None
+    return peak_memory(ready.run, race.device)
 
 
-def show(results: list[dict[str, Any]], console: Console) -> None:
-    table = Table(title="median seconds (interquartile range), and ratios")
-    table.add_column("")
-    for r in results:
-        table.add_column(r["model"], justify="right")
-    for name in results[0]["times"]:
-        table.add_row(name, *(f"{r['times'][name]['median']:.3f} ({r['times'][name]['iqr']:.3f})" for r in results))
-    table.add_section()
-    for name in results[0]["ratios"]:
-        table.add_row(f"[bold]{name}", *(f"[bold]{r['ratios'][name]:.2f}" for r in results))
-    table.add_row("completeness error", *(f"{r['completeness_error']:.1e}" for r in results))
-    console.print(table)
+def asked(methods: list[str] | None, batch: int) -> list[str]:
+    """The contestants at a batch size, the forwards of their runtimes among them."""
+    chosen = [n for n in methods or CONTESTANTS if batch == 1 or not CONTESTANTS[n].single]
+    forwards = {f"{CONTESTANTS[n].runtime} forward" for n in chosen}
+    return [n for n in CONTESTANTS if n in chosen or n in forwards]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {"races": {}}
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(rounded(results), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def installed() -> dict[str, str]:
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def results_for(device: str) -> Path:
+    """speed.json of a CPU, speed-<name>.json of a GPU."""
+    if not device.startswith("cuda"):
+        return RESULTS / "speed.json"
+    return RESULTS / f"speed-{re.sub(r'[^a-z0-9]+', '-', device_name(device).lower())}.json"
 
 
 def main(
-    models: Annotated[list[str] | None, typer.Option(help="MODEL specs, as on the command line of omenn-fx")] = None,
-    batch: int = 1,
-    size: int = 224,
-    rounds: int = 15,
-    threads: int = 1,
+    models: Annotated[list[str] | None, typer.Option(help=", ".join(MODELS))] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="default: 1 and 8")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="default: 1 and all; all with a GPU")] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="names as in race/contestants.py")] = None,
+    rounds: Annotated[int, typer.Option(help="at batch 1; half as many at larger ones")] = 11,
     device: str = "cpu",
-    out: Path = RESULTS / "speed.json",
+    out: Annotated[Path | None, typer.Option(help="default: results/speed.json, with a GPU's name for a GPU")] = None,
+    again: Annotated[bool, typer.Option("--again", help="also the races that the result file has")] = False,
+    only_show: Annotated[bool, typer.Option("--show", help="run nothing")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="run nothing, print tables for the documentation")
+    ] = False,
 ) -> None:
-    """Time explanations side by side and write the result as JSON."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    results = [
-        measure(m, batch, size, rounds, device) for m in models or ["torchvision:resnet50", "torchvision:vit_b_16"]
-    ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    setting = {"torch": torch.__version__, "threads": threads, "device": device_name(device), "rounds": rounds}
-    out.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n")
-    console = Console()
-    show(results, console)
-    console.print(f"{setting} -> {out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out}")
+    """Race explanations and write the result as JSON."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for given, known in ((models or [], MODELS), (methods or [], CONTESTANTS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(known)}")
+    path = out or results_for(device)
+    if markdown:
+        print(tables.markdown(read(path)), tables.deployed(read(path)), sep="\n\n")
+        return
+    if not only_show:
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU too
+        every = [os.cpu_count() or 1] if device.startswith("cuda") else sorted({1, os.cpu_count() or 1})
+        courses = [(b, t) for t in threads or every for b in batch or (1, 8)]
+        compete(list(models or MODELS), courses, methods, rounds, device, path, again, console)
+    tables.show(read(path), console)
+
+
+def compete(
+    models: list[str], courses: list[tuple[int, int]], methods: list[str] | None, rounds: int, device: str, path: Path,
+    again: bool, console: Console,
+) -> None:  # fmt: skip
+    """All races that the result file does not have yet, model by model."""
+    done, total = 0, len(models) * len(courses)
+    for name in models:
+        raced: Subject | None = None
+        for batch, threads in courses:
+            done += 1
+            key, wanted = f"{name}, batch {batch}, {threads} threads", asked(methods, batch)
+            if not again and finished(read(path)["races"].get(key), wanted):
+                continue
+            raced = raced or subject(name, device)
+            torch.set_num_threads(threads)
+            turns = rounds if batch == 1 else max(1, rounds // 2)
+            rows = run(Race(raced, batch, threads), wanted, turns, f"{key} ({done} of {total})")
+            results = read(path)
+            results["setting"] = {"device": device_name(device), **installed()}
+            results["races"][key] = {"model": name, "batch": batch, "threads": threads, "rounds": turns, "rows": rows}
+            write(path, results)
+            console.print(f"{key}: {sum('median' in row for row in rows.values())} of {len(rows)} ran", highlight=False)
+            gc.collect()
+
+
+def finished(race: Row | None, names: list[str]) -> bool:
+    return race is not None and all("failed" not in race["rows"].get(name, {"failed": ""}) for name in names)
 
 
 if __name__ == "__main__":

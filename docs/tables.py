@@ -97,18 +97,10 @@ def show_coverage(results: Result, sheet: Sheet) -> None:
 
 
 def show_speed(results: Result, sheet: Sheet) -> None:
-    """A table for each batch size and number of threads; a file from before there were races has none."""
-    if "races" in results:
-        from race import tables
+    """A table for each batch size and number of threads."""
+    from race import tables
 
-        tables.show(results, sheet)
-
-
-def show_deployed(results: Result, sheet: Sheet) -> None:
-    """Older files have nothing on float16."""
-    import deployed
-
-    deployed.show({name: {"float16": None, **row} for name, row in results["models"].items()}, sheet)
+    tables.show(results, sheet)
 
 
 def show_trained(results: Result, sheet: Sheet) -> None:
@@ -169,7 +161,6 @@ SHOWN: dict[str, Callable[[Result, Sheet], None]] = {
     "coverage": show_coverage,
     "timm": show_coverage,
     "speed": show_speed,
-    "deployed": show_deployed,
     "trained": show_trained,
     "growth": show_growth,
     "check": check.show,

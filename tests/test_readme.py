@@ -1,6 +1,5 @@
 """Every Python block of README.md and docs/ runs, in order, as a reader would paste them into one session."""
 
-import json
 import re
 from pathlib import Path
 
@@ -56,10 +55,3 @@ def test_the_guide_to_deployment_runs(tmp_path, monkeypatch):
     path = ROOT / "docs" / "deploy.md"
     run_blocks(path, path.read_text(encoding="utf-8"), 3)
     assert (tmp_path / "model.explain.pt2").exists()
-
-
-def test_the_table_of_costs_is_that_of_the_result_file():
-    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-    result = json.loads((ROOT / "benchmarks" / "results" / "deployed.json").read_text(encoding="utf-8"))["models"]
-    rows = re.findall(r"^\| .*? \| \d+ ms \| \d+ ms \| (\S+) \|", text, re.M)
-    assert rows == [f"{r['ratios']['explainer / forward, in onnxruntime']:.2f}" for r in result.values()]

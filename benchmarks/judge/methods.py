@@ -219,11 +219,13 @@ def _shapes(model: nn.Module, x: Tensor, kinds: tuple[type, ...]) -> list[tuple[
 # Zennit -------------------------------------------------------------------------------------------------------------
 
 
-def epsilon_plus_flat(model: nn.Module) -> Attribute:
-    """LRP: flat in the first layer, z+ in convolutions, epsilon in dense layers; relevance 1 at the target."""
-    from zennit import types
+def zennit(model: nn.Module, composite: str) -> Attribute:
+    """LRP by a composite of Zennit's, relevance 1 at the target.
+
+    EpsilonPlus: z+ in convolutions, epsilon in dense layers; EpsilonPlusFlat: flat in the first layer besides.
+    """
+    from zennit import composites, types
     from zennit.attribution import Gradient
-    from zennit.composites import EpsilonPlusFlat
     from zennit.layer import Sum
 
     copy = rewrite.canonical(model, "zennit")
@@ -231,7 +233,7 @@ def epsilon_plus_flat(model: nn.Module) -> Attribute:
     rewrite.require(copy, "Zennit", rules)
 
     def attribute(x: Tensor, target: Tensor) -> Tensor:
-        with torch.enable_grad(), Gradient(model=copy, composite=EpsilonPlusFlat()) as attributor:
+        with torch.enable_grad(), Gradient(model=copy, composite=getattr(composites, composite)()) as attributor:
             one_hot = partial(_one_hot, target)
             return attributor(x.clone(), one_hot)[1].detach()
 
@@ -314,7 +316,10 @@ METHODS: dict[str, Method] = {
         copy=True,
     ),
     "zennit EpsilonPlusFlat": Method(
-        epsilon_plus_flat, "Kohlbrenner et al. 2020; Zennit", "batch norm folded, additions by its Norm rule", copy=True
+        partial(zennit, composite="EpsilonPlusFlat"),
+        "Kohlbrenner et al. 2020; Zennit",
+        "batch norm folded, additions by its Norm rule",
+        copy=True,
     ),
     "random": Method(random_map, "noise, the benchmark's own sanity check"),
 }

@@ -61,6 +61,9 @@ def hookable(model: nn.Module) -> fx.GraphModule:
     for node in list(traced.graph.nodes):
         if node.op in ("call_function", "call_method") and node.target in ACTIVATIONS:
             _replace(traced, node, ACTIVATIONS[node.target](), node.args[:1])
+        elif node.target is F.adaptive_avg_pool2d:
+            size = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
+            _replace(traced, node, nn.AdaptiveAvgPool2d(size), node.args[:1])
         elif node.op == "call_module":
             module = traced.get_submodule(node.target)
             if isinstance(module, NOTHING):

@@ -1,0 +1,109 @@
+"""The result file as tables: for the terminal, and in Markdown for the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .contestants import CONTESTANTS
+from .models import MODELS
+
+Races = dict[str, dict[str, Any]]  # model -> method -> row
+
+
+def courses(results: dict[str, Any]) -> Iterator[tuple[int, int, Races]]:
+    """Batch size, threads, and the rows of the models that were raced so."""
+    races = results["races"].values()
+    for threads, batch in sorted({(race["threads"], race["batch"]) for race in races}):
+        found = {r["model"]: r["rows"] for r in races if (r["threads"], r["batch"]) == (threads, batch)}
+        yield batch, threads, {name: found[name] for name in MODELS if name in found}
+
+
+def title(batch: int, threads: int) -> str:
+    return f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Milliseconds and the ratio to the forward."""
+    if not row or "median" not in row:
+        return "" if not row else "failed" if "failed" in row else "–"
+    ratio = "" if row["ratio"] == 1 else f" ({row['ratio']:.2f})"
+    return f"{milliseconds(row['median'])}{ratio}"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.01 else f"{1e3 * seconds:.1f}"
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """Times with ratios, peak memory, and the reasons where a method did not run."""
+    for batch, threads, races in courses(results):
+        for heading, each in (("milliseconds (ratio to the forward)", cell), ("peak memory, MiB", _peak)):
+            table = Table(title=f"{title(batch, threads)}: {heading}")
+            table.add_column("")
+            for name in races:
+                table.add_column(MODELS[name][0], justify="right")
+            for method in methods_of(races):
+                table.add_row(method, *(each(rows.get(method)) for rows in races.values()))
+            console.print(table)
+    for (method, reason), models in reasons(results).items():
+        console.print(f"  [bold]{method}[/] on {', '.join(models)}: {reason}", highlight=False)
+    console.print(results.get("setting", {}), highlight=False)
+
+
+def _peak(row: dict[str, Any] | None) -> str:
+    return f"{row['peak'] / 2**20:.0f}" if row and row.get("peak") is not None else ""
+
+
+def methods_of(races: Races) -> list[str]:
+    return [method for method in CONTESTANTS if any(method in rows for rows in races.values())]
+
+
+def reasons(results: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """Method and reason -> the models that it did not run on."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for race in results["races"].values():
+        for method, row in race["rows"].items():
+            for state in ("not applicable", "failed"):
+                models = found.setdefault((method, row[state]), []) if state in row else []
+                if MODELS[race["model"]][0] not in models:
+                    models.append(MODELS[race["model"]][0])
+    return found
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Times with ratios, a table for each batch size and number of threads."""
+    parts = []
+    for batch, threads, races in courses(results):
+        head = [f"| {title(batch, threads)} | {' | '.join(MODELS[name][0] for name in races)} |"]
+        head.append("|---" + "|--:" * len(races) + "|")
+        body = (
+            f"| {method} | {' | '.join(cell(rows.get(method)) for rows in races.values())} |"
+            for method in methods_of(races)
+        )
+        parts.append("\n".join([*head, *body]))
+    return "\n\n".join(parts)
+
+
+def deployed(results: dict[str, Any]) -> str:
+    """What an exported explainer costs, at batch 1 with one thread."""
+    lines = [
+        "| | forward | explainer | explainer / forward | faster than InputXGradient in torch "
+        "| than IntegratedGradients (50 steps) in torch |",
+        "|---|---|---|---|---|---|",
+    ]
+    for race in results["races"].values():
+        rows = race["rows"]
+        if (race["batch"], race["threads"]) != (1, 1) or "median" not in rows.get("onnxruntime explainer", {}):
+            continue
+        own = rows["onnxruntime explainer"]
+        faster = [rows[f"captum {m}"]["median"] / own["median"] for m in ("InputXGradient", "IntegratedGradients")]
+        times = [f"{milliseconds(r['median'])} ms" for r in (rows["onnxruntime forward"], own)]
+        name = MODELS[race["model"]][0]
+        lines.append(
+            f"| {name} | {times[0]} | {times[1]} | {own['ratio']:.2f} | {faster[0]:.2f} x | {faster[1]:.0f} x |"
+        )
+    return "\n".join(lines)
