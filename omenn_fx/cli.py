@@ -77,6 +77,7 @@ def explain(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="A state_dict: .pth, .pt or .safetensors.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="The library's own weights (downloads).")] = False,
+    rules: cli_check.Rules = "omenn",
     bias: Annotated[BiasPolicy, typer.Option(help="How C_b is made.")] = BiasPolicy.carrier,
     classes: Annotated[Path | None, typer.Option(help="A text file of class names, one a line.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of the square that the model reads.")] = None,
@@ -99,7 +100,7 @@ def explain(
                 loaded = replace(loaded, classes=sources.read_names(classes))
         if loaded.untrained:
             errors.print(_untrained(model))
-        explain_images(loaded, image, out, target=wanted, bias=bias.value, report=report, console=console)
+        explain_images(loaded, image, out, target=wanted, rules=rules, bias=bias.value, report=report, console=console)
     except OmennError as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(1) from None
@@ -113,6 +114,7 @@ def explain_images(
     out: Path,
     *,
     target: Target = None,
+    rules: str = "omenn",
     bias: str = "carrier",
     report: Path | None = None,
     console: Console | None = None,
@@ -124,7 +126,7 @@ def explain_images(
         files: image files.
         out: a folder, made where it is missing. A picture is named after its image.
         target: as of Explainer.
-        bias: the bias policy.
+        rules, bias: the rule set and the bias policy.
         report: an HTML page about all images (see omenn_fx.report.write), which also validates each; None: none.
         console: where to print. Default: standard output.
 
@@ -146,7 +148,7 @@ def explain_images(
     with _progress(console) as progress:
         task = progress.add_task("capturing the model", total=len(files))
         batches = [loaded.preprocess(image).to(loaded.dtype) for image in opened]
-        explainer = omenn_fx.transform(loaded.model, batches[0], bias=bias)
+        explainer = omenn_fx.transform(loaded.model, batches[0], rules=rules, bias=bias)
         page = Report(loaded, explainer, target)
         for file, x, path in zip(files, batches, paths, strict=True):
             progress.update(task, description=f"explaining {file.name}")

@@ -19,6 +19,7 @@ import omenn_fx
 from omenn_fx import sources
 from omenn_fx.errors import OmennError
 from omenn_fx.images import open_image
+from omenn_fx.registry import rule_set
 from omenn_fx.sources import Loaded, Sizes
 
 
@@ -41,6 +42,16 @@ class Table(str, Enum):
 FAILED, COULD_NOT_RUN = 1, 2
 
 
+def _known(name: str) -> str:
+    try:
+        return rule_set(name).name
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Rules = Annotated[str, typer.Option(help="The rule set.", callback=_known)]
+
+
 def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=sources.FORMS, show_default=False)],
     inputs: Annotated[
@@ -51,6 +62,7 @@ def check(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for it instead of standard output.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as problems.")] = False,
     output: Annotated[str | None, typer.Option(help="The output or node to explain. Default: the logits.")] = None,
+    rules: Rules = "omenn",
     one_sample: Annotated[bool, typer.Option("--one-sample", help="The inputs are one sample, no batch.")] = False,
 ) -> None:
     """Say whether a model can be explained exactly, and by name what cannot. No weights, no data, nothing computed.
@@ -61,7 +73,7 @@ def check(
     try:
         loaded = loaded_model(model, errors)
         args = tuple(map(_input, inputs)) if inputs else _own(loaded)
-        report = omenn_fx.check(loaded.model, args, output=output, batched=not one_sample)
+        report = omenn_fx.check(loaded.model, args, output=output, rules=rules, batched=not one_sample)
     except OmennError as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(COULD_NOT_RUN) from None
@@ -78,6 +90,7 @@ def validate(
     image: Annotated[list[Path], typer.Option("--image", "-i", help="An image file; give it again for more.")],
     weights: Annotated[Path | None, typer.Option(help="A state_dict: .pth, .pt or .safetensors.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="The library's own weights (downloads).")] = False,
+    rules: Rules = "omenn",
     double: Annotated[bool, typer.Option("--double", help="In float64, where a wrong rule cannot hide.")] = False,
     form: Annotated[Table, typer.Option("--format", "-f", help="What to write.")] = Table.table,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for it instead of standard output.")] = None,
@@ -99,7 +112,7 @@ def validate(
             loaded.model.double()
             x = x.double()
         with errors.status("capturing, explaining and measuring"):
-            report = omenn_fx.transform(loaded.model).validate(x)
+            report = omenn_fx.transform(loaded.model, rules=rules).validate(x)
     except OmennError as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(COULD_NOT_RUN) from None

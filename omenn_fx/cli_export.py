@@ -15,7 +15,7 @@ from rich.text import Text
 
 import omenn_fx
 from omenn_fx import sources
-from omenn_fx.cli_check import COULD_NOT_RUN, loaded_model
+from omenn_fx.cli_check import COULD_NOT_RUN, Rules, loaded_model
 from omenn_fx.errors import OmennError
 from omenn_fx.images import open_image
 from omenn_fx.sources import Sizes
@@ -34,6 +34,7 @@ def export(
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Images to verify the file on.")] = None,
     target: Annotated[str, typer.Option(help="input (chosen at run time), top1, a class, or classes 3,7.")] = "input",
     outputs: Annotated[str, typer.Option(help="Of logits, C, C_w, C_b, X, bias, target.")] = "logits,C",
+    rules: Rules = "omenn",
     dtype: Annotated[Precision, typer.Option(help="Of weights, inputs and outputs.")] = Precision.float32,
     fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="One image at a time.")] = False,
     weights: Annotated[Path | None, typer.Option(help="A state_dict: .pth, .pt or .safetensors.")] = None,
@@ -54,7 +55,7 @@ def export(
             blank = loaded.preprocess(Image.new("RGB", (512, 512)))
             x = torch.randn(1, *blank.shape[1:], generator=torch.Generator().manual_seed(0))
         with errors.status("capturing, translating and verifying"):
-            written = omenn_fx.transform(loaded.model, x.to(loaded.dtype)).to_onnx(
+            written = omenn_fx.transform(loaded.model, x.to(loaded.dtype), rules=rules).to_onnx(
                 out,
                 x.to(loaded.dtype),
                 outputs=[o.strip() for o in outputs.split(",")],

@@ -90,7 +90,8 @@ def transform(
         output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it;
             or the name of a node inside of the model (`nodes` lists them: the logits below a softmax). Default: the
             logits (the only tensor, the one named so, else the first floating-point one).
-        rules: the rule set.
+        rules: the rule set, by name or itself (`omenn_fx.rules.sets`): "omenn", or another choice of W and b, such as
+            LRP's composites.
         bias: "carrier" (bias mass carried to the input by position), "contribution" (in proportion to each input's
             contribution) or "none" (no C_b; the table per node stays).
         roles: overrides, node name, module path or pattern -> "content" or "coefficient".
@@ -345,7 +346,7 @@ class Explainer(nn.Module):
                 row's largest output; an int; a list of T ints: T explanations at once, tensors [N, T, ...].
             opset: of ONNX. Default: torch.onnx's.
             dtype: "float32" or "float16": of weights, inputs and outputs.
-            dynamic: ("batch",) where the batch stays free (and was captured so), or ().
+            dynamic: what stays free: "batch" (where it was captured so), "tokens" (the length of sequences); or ().
             verify: check the file with onnx, and onnxruntime's results against this explainer's, on the inputs and on
                 random ones.
             metadata: more entries for the file's metadata, such as the normalisation of the images.

@@ -444,6 +444,19 @@ def test_check_that_cannot_run(folder):
     run("check", "net.py:tiny", "--input", "1,x", code=2)
 
 
+def test_rule_sets(folder):
+    """Every command takes one by name, and an unknown one is an error that names them all."""
+    model, image = ("net.py:tiny", "--rules", "epsilon_plus"), ("--size", "32", "--resize", "32", "--image", "a.png")
+    nodes = run("check", *model, "--input", "1,3,32,32", "--format", "json").output
+    assert "epsilon_plus: ZPlus" in nodes
+    assert run("validate", *model, *image).output.startswith("valid:")
+    run("explain", *model, *image, "--out", "pictures")
+    assert (folder / "pictures" / "a.png").exists()
+    run("export", *model, *image, "--out", "tiny.onnx")
+    error = run("check", "net.py:tiny", "--rules", "lrp", code=2).stderr
+    assert "epsilon_plus_flat" in error
+
+
 def test_validate(folder):
     for more in ((), ("--double",)):
         text = run(

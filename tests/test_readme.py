@@ -35,6 +35,12 @@ def test_the_guide_to_rules_runs():
     assert [d.policy for d in explainer.decisions] == ["split"]
 
 
+def test_the_guide_to_rule_sets_runs():
+    path = ROOT / "docs" / "sets.md"
+    session = run_blocks(path, path.read_text(encoding="utf-8"), 3)
+    assert session["explanation"].completeness_error.max() < 1e-6
+
+
 def test_the_guide_to_checks_runs():
     path = ROOT / "docs" / "check.md"
     session = run_blocks(path, path.read_text(encoding="utf-8"), 2)
