@@ -179,7 +179,7 @@ def test_the_tables_of_costs_have_the_ratios(documents):
     (growth,) = rows_of(page, "slope, forward")
     for cells, axis in zip(growth.values(), results("growth")["axes"].values(), strict=True):
         assert cells[2] == " ".join(f"{ratio:.2f}" for ratio in axis["ratios"])
-    (check,) = rows_of(page, "ViT-B/16")
+    *_, check = rows_of(page, "ViT-B/16")  # the races before it have a column of that name
     for name, ratio in results("check")["vit"]["ratios"].items():
         assert check[name][1] == f"{ratio:.2f}"
 

@@ -95,15 +95,12 @@ def deployed(results: dict[str, Any]) -> str:
         "| than IntegratedGradients (50 steps) in torch |",
         "|---|---|---|---|---|---|",
     ]
-    for race in results["races"].values():
-        rows = race["rows"]
-        if (race["batch"], race["threads"]) != (1, 1) or "median" not in rows.get("onnxruntime explainer", {}):
+    raced = next((races for batch, threads, races in courses(results) if (batch, threads) == (1, 1)), {})
+    for name, rows in raced.items():
+        own = rows.get("onnxruntime explainer", {})
+        if "median" not in own:
             continue
-        own = rows["onnxruntime explainer"]
         faster = [rows[f"captum {m}"]["median"] / own["median"] for m in ("InputXGradient", "IntegratedGradients")]
-        times = [f"{milliseconds(r['median'])} ms" for r in (rows["onnxruntime forward"], own)]
-        name = MODELS[race["model"]][0]
-        lines.append(
-            f"| {name} | {times[0]} | {times[1]} | {own['ratio']:.2f} | {faster[0]:.2f} x | {faster[1]:.0f} x |"
-        )
+        times = " | ".join(f"{milliseconds(r['median'])} ms" for r in (rows["onnxruntime forward"], own))
+        lines.append(f"| {MODELS[name][0]} | {times} | {own['ratio']:.2f} | {faster[0]:.2f} x | {faster[1]:.0f} x |")
     return "\n".join(lines)
