@@ -120,14 +120,15 @@ def _translated(
     if fixed:
         raise ExportError(f"{fixed} did not stay free while the graph was optimised: leave it out of dynamic")
     try:
-        from omenn_fx.export.translations import TRANSLATIONS
+        from omenn_fx.export.translations import translations, without_projections
     except ImportError as error:
         raise ExportError("ONNX export needs onnx and onnxscript: pip install 'omenn-fx[onnx]'") from error
     try:
         with quiet():
+            traced = without_projections(traced)
             model = torch.onnx.export(
                 traced, dynamo=True, opset_version=opset, input_names=names, output_names=deployed.names, verbose=False,
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=translations(),
             )  # fmt: skip
     except Exception as error:
         raise ExportError(_untranslated(error)) from error

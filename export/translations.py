@@ -1,14 +1,18 @@
-"""Translations into ONNX in place of torch.onnx's own, where those do not fit all that an explainer needs."""
+"""Translations into ONNX of what torch.onnx does not know, or knows in a form that does not fit all that we need."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from onnxscript import opset18
+from torch._decomp.decompositions import lstm_impl
+from torch.export import ExportedProgram
 
 op: Any = opset18  # its own types do not compose
+INT64, BOOL = 7, 9  # onnx.TensorProto
 
 
 def layer_norm(
@@ -22,4 +26,52 @@ def layer_norm(
     return result, op.CastLike(mean, input), op.CastLike(inverse, input)
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.native_layer_norm.default: layer_norm}
+def distances(x1: Any, x2: Any, p: float, compute_mode: Any = None) -> Any:
+    """_cdist_forward, the p-norms of all differences, which torch.onnx does not know."""
+    sizes = op.Abs(op.Sub(op.Unsqueeze(x1, [-2]), op.Unsqueeze(x2, [-3])))
+    if math.isinf(p):
+        return op.ReduceMax(sizes, [-1], keepdims=0)
+    if p == 2:
+        return op.Sqrt(op.ReduceSum(op.Mul(sizes, sizes), [-1], keepdims=0))
+    order = op.CastLike(op.Constant(value_float=p), x1)
+    return op.Pow(op.ReduceSum(op.Pow(sizes, order), [-1], keepdims=0), op.Reciprocal(order))
+
+
+def grouped_mm(input: Any, weight: Any, offs: Any) -> Any:
+    """transformers' grouped_mm of rows [T, K] that lie expert by expert, up to offs [E], with experts [E, K, N].
+
+    ONNX has no operator for it: every expert sees all rows and keeps its own, E times the arithmetic.
+    """
+    row = op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(input, start=0, end=1)), op.Constant(value_int=1))
+    ends = op.Unsqueeze(op.Cast(offs, to=INT64), [1])
+    before = op.Cast(op.Less(op.Unsqueeze(row, [0]), ends), to=INT64)  # [E, T]: row t is not behind expert e
+    first = op.Equal(op.CumSum(before, op.Constant(value_int=0)), op.Constant(value_int=1))
+    own = op.CastLike(op.And(first, op.Cast(before, to=BOOL)), input)
+    return op.ReduceSum(op.Mul(op.MatMul(op.Unsqueeze(input, [0]), weight), op.Unsqueeze(own, [2])), [0], keepdims=0)
+
+
+_BY_NAME: dict[str, Callable[..., Any]] = {
+    "aten.native_layer_norm": layer_norm,
+    "aten._cdist_forward": distances,
+    "transformers.grouped_mm_fallback": grouped_mm,
+}
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Operator -> its translation, of the operators that are there: a library registers its own when it is imported."""
+    found = {}
+    for name, translation in _BY_NAME.items():
+        library, operator = name.split(".")
+        packet = getattr(getattr(torch.ops, library), operator, None)
+        if packet is not None:
+            found[packet.default] = translation
+    return found
+
+
+def without_projections(program: ExportedProgram) -> ExportedProgram:
+    """LSTMs that project their hidden state, unrolled: onnxruntime's LSTM has no projection."""
+    op = torch.ops.aten.lstm.input
+    states = [[v.meta["val"] for v in n.args[1]] for n in program.graph.nodes if n.target is op]
+    if all(h.shape[-1] == c.shape[-1] for h, c in states):
+        return program
+    return program.run_decompositions({op: lstm_impl})

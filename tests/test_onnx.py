@@ -128,6 +128,52 @@ def test_architectures(name, tmp_path):
         same(got.inputs[name].X, one.X)
 
 
+class Distances(nn.Module):
+    """Logits are negative distances to prototypes."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.prototypes, self.p = nn.Parameter(torch.randn(5, 4)), p
+
+    def forward(self, x):
+        return -torch.cdist(x, self.prototypes, p=self.p)
+
+
+class Projected(nn.Module):
+    """An LSTM whose hidden state is projected, which onnxruntime's is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 6, proj_size=3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def experts():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(vocab_size=32, num_key_value_heads=1, num_local_experts=3, **sizes)
+    return transformers.MixtralForCausalLM(config), torch.randint(0, 32, (1, 6))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: (Distances(2.0), torch.randn(3, 4)),
+    lambda: (Distances(1.0), torch.randn(3, 4)),
+    lambda: (Distances(3.0), torch.randn(3, 4)),
+    lambda: (Projected(), torch.randn(3, 5, 4)),
+    experts,
+], ids=["distances, p = 2", "p = 1", "p = 3", "projected LSTM", "experts"])  # fmt: skip
+def test_what_torch_does_not_translate(make, tmp_path):
+    torch.manual_seed(0)
+    model, x = make()
+    written = omenn_fx.transform(model.eval(), x).to_onnx(
+        tmp_path / "m.onnx", x, dynamic=() if len(x) == 1 else ("batch",)
+    )
+    assert written.proof.completeness < 1e-5
+    assert written.proof.parity < 1e-5
+
+
 def test_a_fixed_batch(tmp_path):
     file = omenn_fx.transform(Fixed().eval(), X[:2]).to_onnx(tmp_path / "f.onnx", X[:2])
     with pytest.raises(InputError, match=r"'x' has shape \(3, 3, 8, 8\), the file takes \(2, 3, 8, 8\)"):
