@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from omenn_fx.errors import CaptureError, InputError, Place
-from omenn_fx.exporting import batch_size, batch_symbol, export, quiet, require_eval
+from omenn_fx.exporting import batch_size, batch_symbol, export, is_symbolic, quiet, require_eval
 from omenn_fx.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.registry import RuleSet
 
@@ -44,6 +44,14 @@ class Captured:
     dynamic_batch: bool
     widened: bool = False  # a float64 model whose casts to float32 were made float64
     mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
+
+    def __post_init__(self) -> None:
+        # Of each input, free sizes by name: torch.compile would read a symbol as the number that it was found at.
+        values = [n.meta.get("val") for n in self.inputs]
+        self.shapes = [
+            [str(s) if is_symbolic(s) else int(s) for s in v.shape] if isinstance(v, torch.Tensor) else []
+            for v in values
+        ]
 
     @property
     def graph(self) -> fx.Graph:

@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 
 from omenn_fx.capture import Captured
 from omenn_fx.errors import InputError
-from omenn_fx.exporting import batch_size, is_symbolic
+from omenn_fx.exporting import batch_size
 from omenn_fx.roles import value_of
 
 Tensor = torch.Tensor
@@ -23,7 +23,7 @@ def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
         return False
     batch = batch_size(leaves)
     free: dict[str, int] = {}
-    for node, leaf in zip(nodes, leaves, strict=True):
+    for node, shape, leaf in zip(nodes, captured.shapes, leaves, strict=True):
         value = value_of(node)
         if isinstance(value, Tensor) != isinstance(leaf, Tensor):
             return False
@@ -33,8 +33,8 @@ def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
             continue
         if leaf.dtype != value.dtype or leaf.device != value.device or leaf.ndim != value.ndim:
             return False
-        for d, (want, have) in enumerate(zip(value.shape, leaf.shape, strict=True)):
-            size = (free.setdefault(str(want), have) if d else batch) if is_symbolic(want) else int(want)
+        for d, (want, have) in enumerate(zip(shape, leaf.shape, strict=True)):
+            size = (free.setdefault(want, have) if d else batch) if isinstance(want, str) else want
             if have != size:
                 return False
     return True

@@ -223,3 +223,16 @@ def test_explain_one_of_two_inputs():
         one = omenn_fx.transform(model, explain=explain)(X, vector)
         assert one.C.shape == vector.shape
         assert exact(one)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_compiled_code_does_not_capture_anew(batch):
+    """Whatever batch it was captured at, compiled at another: the sizes that it checks are plain numbers and names."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    explainer = omenn_fx.transform(model, torch.randn(2, 4))
+    compiled = torch.compile(explainer, backend="eager")
+    x = torch.randn(batch, 4)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x, target=1).C, explainer(x, target=1).C)
+    assert len(explainer._programs) == 1
