@@ -29,7 +29,7 @@ from omenn_fx.report import Report, class_name
 from omenn_fx.sources import Loaded, Sizes
 from omenn_fx.target import Target
 from omenn_fx.validation_report import largest
-from omenn_fx.visualize import bias_share, number, percent, picture
+from omenn_fx.visualize import Display, bias_share, number, percent, picture
 from omenn_fx.visualize.parts import Row
 
 app = typer.Typer(
@@ -84,6 +84,7 @@ def explain(
     resize: Annotated[int | None, typer.Option(min=1, help="Short side of the image before its centre crop.")] = None,
     mean: Annotated[str | None, typer.Option(help="Mean per channel for pixels in 0..1: 0.485,0.456,0.406")] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation per channel: 0.229,0.224,0.225")] = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Draw maps with their outliers, not smoothed.")] = False,
 ) -> None:
     """Explain one class of each image and write a picture: the input, C_w * X, C_b and C."""
     console, errors = Console(), Console(stderr=True)
@@ -100,7 +101,17 @@ def explain(
                 loaded = replace(loaded, classes=sources.read_names(classes))
         if loaded.untrained:
             errors.print(_untrained(model))
-        explain_images(loaded, image, out, target=wanted, rules=rules, bias=bias.value, report=report, console=console)
+        explain_images(
+            loaded,
+            image,
+            out,
+            target=wanted,
+            rules=rules,
+            bias=bias.value,
+            report=report,
+            display=Display() if as_is else None,
+            console=console,
+        )
     except OmennError as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(1) from None
@@ -117,6 +128,7 @@ def explain_images(
     rules: str = "omenn",
     bias: str = "carrier",
     report: Path | None = None,
+    display: Display | None = None,
     console: Console | None = None,
 ) -> list[Path]:
     """Explain each image, print its table and write its picture to the folder `out`.
@@ -128,6 +140,7 @@ def explain_images(
         target: as of Explainer.
         rules, bias: the rule set and the bias policy.
         report: an HTML page about all images (see omenn_fx.report.write), which also validates each; None: none.
+        display: how the maps of both are drawn. Default: `omenn_fx.visualize.Display.default`.
         console: where to print. Default: standard output.
 
     Returns:
@@ -149,13 +162,13 @@ def explain_images(
         task = progress.add_task("capturing the model", total=len(files))
         batches = [loaded.preprocess(image).to(loaded.dtype) for image in opened]
         explainer = omenn_fx.transform(loaded.model, batches[0], rules=rules, bias=bias)
-        page = Report(loaded, explainer, target)
+        page = Report(loaded, explainer, target, display=display)
         for file, x, path in zip(files, batches, paths, strict=True):
             progress.update(task, description=f"explaining {file.name}")
             explanation = explainer(x, target=target if report is None else page.target)
             at = _shown(explanation)
             name = class_name(loaded.classes, explanation, int(explanation.target[at]))
-            picture(loaded.preprocess.undo(x[0]), explanation, at, path, file.name, name)
+            picture(loaded.preprocess.undo(x[0]), explanation, at, path, file.name, name, display=display)
             console.print(table(explanation, file.name, loaded.classes))
             completeness.append(float(explanation.completeness_error[at]))
             if report is not None:

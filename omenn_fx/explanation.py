@@ -205,7 +205,11 @@ class Explanation:
         return gap / self.value.abs().clamp_min(torch.finfo(gap.dtype).tiny)
 
     def plot(self, kind: str | None = None, **options: Any) -> Figure:
-        """Draw this: maps of an image, bars of tokens, or as `kind` says (arguments of `omenn_fx.visualize.plot`)."""
+        """Draw this: maps of an image, bars of tokens, or as `kind` says (arguments of `omenn_fx.visualize.plot`).
+
+        Maps of an image are drawn with outliers cut and finely smoothed, by `display=Display()` as they are. This
+        explanation and the numbers beside the maps are the same either way.
+        """
         from omenn_fx.visualize import plot  # pictures come after explanations
 
         return plot(self, kind, **options)

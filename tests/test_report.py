@@ -21,6 +21,7 @@ from torch import nn
 import omenn_fx
 from omenn_fx import images, report, sources
 from omenn_fx.report import content, page
+from omenn_fx.visualize import Display, colours, overlay, symmetric_scale
 from omenn_fx.visualize.parts import signed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,8 +117,8 @@ def test_classes_and_sums_are_the_explainers(usual):
         assert [m.kind for m in item.maps] == ["overlay", "C", "C_w * X", "C_b"]
         for drawn, values in zip(item.maps, (alone.C, alone.C, alone.C_w * x, alone.C_b), strict=True):
             flat = values.double().sum(1)
-            assert drawn.red == pytest.approx(float(flat.clamp(min=0).sum()), abs=1e-4)
-            assert drawn.red + drawn.blue == pytest.approx(float(flat.sum()), abs=1e-4)
+            assert drawn.positive == pytest.approx(float(flat.clamp(min=0).sum()), abs=1e-4)
+            assert drawn.positive + drawn.negative == pytest.approx(float(flat.sum()), abs=1e-4)
             assert drawn.pixels.shape == (32, 32, 3)
 
 
@@ -138,6 +139,34 @@ def test_bars_are_all_of_the_biases(usual):
 def test_all_classes_share_the_scale_of_a_map(usual):
     for maps in zip(*(c.maps for c in usual[0].classes), strict=True):
         assert len({m.scale for m in maps}) == 1
+
+
+@pytest.mark.parametrize("display", [None, Display()], ids=["default", "as it is"])
+def test_maps_are_drawn_as_pictures_are(usual, photo, display):
+    """By the same default, which the page names; every number is the explanation's."""
+    default, explainer, x, _ = usual
+    page_of = report.Report(loaded_network(), explainer, display=display)
+    explanation = explainer(x, target=page_of.target)
+    page_of.add(photo.name, x, explanation)
+    (subject,) = page_of.subjects
+    by_hand = Display.default((32, 32)) if display is None else display
+    for kind, tensors in (("C", explanation.C), ("C_b", explanation.C_b)):
+        drawn = [by_hand(values.double().sum(0).numpy()) for values in tensors[0]]
+        scale = symmetric_scale(np.stack(drawn))
+        for item, values in zip(subject.classes, drawn, strict=True):
+            maps = {m.kind: m for m in item.maps}
+            assert maps[kind].scale == scale
+            np.testing.assert_array_equal(maps[kind].pixels, colours(values, scale)[..., :3])
+            if kind == "C":
+                np.testing.assert_array_equal(maps["overlay"].pixels, overlay(subject.image, values, scale))
+    text = page.page([subject], page.model_report(explainer, "Net"), "carrier")
+    assert subject.drawn == by_hand.caption
+    assert ("For display only: outliers cut at percentile 99" in text) == (display is None)
+    for ours, theirs in zip(subject.classes, default.classes, strict=True):
+        assert ours.terms == theirs.terms
+        assert [(m.positive, m.negative, m.alt) for m in ours.maps] == [
+            (m.positive, m.negative, m.alt) for m in theirs.maps
+        ]
 
 
 def test_the_invariants_are_those_of_validate(usual):
@@ -186,7 +215,7 @@ def test_the_page_has_every_number(tmp_path, usual, photo):
     for item in subject.classes:
         assert text.count(signed(item.logit)) >= 2
         for drawn in item.maps:
-            assert signed(drawn.red) in text
+            assert signed(drawn.positive) in text
         for bar in item.bars:
             assert signed(bar.share) in text
     assert f"{subject.validation.dtype}" in text

@@ -10,11 +10,14 @@ from matplotlib._pylab_helpers import Gcf
 from PIL import Image
 from rich.console import Console
 from torch import nn
+from typer.testing import CliRunner
 
 import omenn_fx
-from omenn_fx.cli import table
+from omenn_fx.cli import app, table
 from omenn_fx.visualize import (
+    FINE,
     KINDS,
+    OUTLIERS,
     PERCENTILE,
     Display,
     bias_share,
@@ -27,6 +30,8 @@ from omenn_fx.visualize import (
     picture,
     targets_picture,
 )
+
+AS_IT_IS = Display()
 
 
 def network(bias: bool = True, channels: int = 3) -> nn.Module:
@@ -87,7 +92,7 @@ def assert_both_sums(axes, value) -> None:
 
 def test_four_panels_show_the_maps_and_their_sums(x):
     explanation = omenn_fx.transform(network())(x, target=3)
-    figure = picture(photograph(), explanation, row=1)
+    figure = picture(photograph(), explanation, row=1, display=AS_IT_IS)
     shown = panels(figure)
     assert [a.get_title() for a in shown] == ["input", "$C_w * X$", "$C_b$", "$C$"]
     maps = [m[1].double().sum(0).numpy() for m in (explanation.C_w * x, explanation.C_b, explanation.C)]
@@ -146,7 +151,7 @@ def test_a_deployed_file_that_returns_c_alone(x, tmp_path):
     explainer = omenn_fx.transform(network(), x)
     explainer.to_onnx(tmp_path / "net.onnx", x)
     explanation = load(tmp_path / "net.onnx")(x.numpy(), target=1)
-    figure = explanation.plot()
+    figure = explanation.plot(display=AS_IT_IS)
     assert [a.get_title() for a in panels(figure)] == ["input", "$C$"]
     np.testing.assert_allclose(shown(panels(figure)[1]), summed(explainer(x, target=1).C[0]), atol=1e-6)
     assert_both_sums(panels(figure)[1], explanation.value[0])
@@ -253,7 +258,7 @@ def test_without_an_image_the_explained_input_is_stretched(x):
 
 def test_the_overlay_stands_beside_its_map(x):
     explanation = omenn_fx.transform(network())(x, target=1)
-    figure = overlay_picture(photograph(), explanation, row=1, class_name="tabby")
+    figure = overlay_picture(photograph(), explanation, row=1, class_name="tabby", display=AS_IT_IS)
     _, plain, over = panels(figure)
     C = summed(explanation.C[1])
     np.testing.assert_array_equal(shown(plain), C)
@@ -264,7 +269,8 @@ def test_the_overlay_stands_beside_its_map(x):
 
 def test_several_targets_share_a_scale(x):
     explanation = omenn_fx.transform(network())(x, target=torch.tensor([[0, 1, 4]] * 2))
-    figure = targets_picture(photograph(), explanation, row=1, class_name=["cat", "dog", "$5 or $6"])
+    names = ["cat", "dog", "$5 or $6"]
+    figure = targets_picture(photograph(), explanation, row=1, class_name=names, display=AS_IT_IS)
     maps = panels(figure)[1:] if len({a.get_position().y0 for a in panels(figure)}) == 1 else []
     assert [a.get_title() for a in maps] == ["cat (class 0)", "dog (class 1)", "$5 or $6 (class 4)"]
     assert not maps[2].title.get_parse_math()
@@ -287,7 +293,7 @@ def test_more_targets_than_columns_go_into_rows(x):
 @pytest.mark.parametrize("bias", ["carrier", "none"])
 def test_a_contrast_sums_to_the_difference_of_the_logits(x, bias):
     explanation = omenn_fx.transform(network(), bias=bias)(x, target=torch.tensor([[0, 1, 4]] * 2))
-    figure = contrast_picture(photograph(), explanation, row=1, pair=(2, 0))
+    figure = contrast_picture(photograph(), explanation, row=1, pair=(2, 0), display=AS_IT_IS)
     _, a, b, gap = panels(figure)
     np.testing.assert_array_equal(shown(gap), summed(explanation.C[1, 2].double() - explanation.C[1, 0].double()))
     assert a.images[0].get_clim() == b.images[0].get_clim() != gap.images[0].get_clim()
@@ -322,7 +328,7 @@ def test_of_several_inputs_one_is_named(x, bias):
     explanation = omenn_fx.transform(Pair().eval(), bias=bias)(x, torch.randn(2, 1, 20, 16), target=3)
     with pytest.raises(ValueError, match="name one of the explained inputs, left, right"):
         picture(photograph(), explanation)
-    figure = picture(photograph(), explanation, row=1, input="right")
+    figure = picture(photograph(), explanation, row=1, input="right", display=AS_IT_IS)
     np.testing.assert_allclose(shown(panels(figure)[-1]), summed(explanation.inputs["right"].C[1]))
     assert not any("logit" in below(a) for a in panels(figure))  # alone it is not the logit
     terms, total, logit = re.search(r"sum of input 'left'.*? = (.*?) = (\S+),  logit = (\S+)", caption(figure)).groups()
@@ -380,7 +386,7 @@ def test_display_changes_the_colours_and_not_the_numbers(x):
     explanation = omenn_fx.transform(network())(x)
     before = [t.clone() for t in (explanation.C_w, explanation.C_b, explanation.C)]
     display = Display(percentile=95, smooth=1.5)
-    plain, drawn = picture(photograph(), explanation), picture(photograph(), explanation, display=display)
+    plain, drawn = (picture(photograph(), explanation, display=d) for d in (AS_IT_IS, display))
     assert [below(a) for a in panels(plain)] == [below(a) for a in panels(drawn)]
     for a, b in zip(panels(plain)[1:], panels(drawn)[1:], strict=True):
         np.testing.assert_array_equal(shown(b), display(shown(a)))
@@ -390,6 +396,64 @@ def test_display_changes_the_colours_and_not_the_numbers(x):
     assert "For display only: outliers cut at percentile 95" in caption(drawn)
     assert "Gaussian of 1.5 px" in caption(drawn)
     assert "display" not in caption(plain)
+
+
+def test_the_default_is_that_of_the_benchmarks():
+    """4 pixels at 224, a part of the shorter side at every other size."""
+    assert Display.default((224, 224)) == Display(percentile=99, smooth=4)
+    assert Display.default((20, 56)) == Display.default((56, 20)) == Display(percentile=OUTLIERS, smooth=20 * FINE)
+    assert Display.default((1, 9))(np.eye(1, 9)).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["maps", "overlay", "targets", "contrast"])
+def test_maps_are_drawn_by_the_default(kind):
+    """And by Display() as they are; what is said of them is the same."""
+    x = torch.randn(1, 3, 48, 56)
+    several = kind in ("targets", "contrast")
+    explanation = omenn_fx.transform(network())(x, target=torch.tensor([[0, 1]]) if several else 1)
+    before = explanation.C.clone()
+    usual, plain = explanation.plot(kind), explanation.plot(kind, display=AS_IT_IS)
+    by_hand = Display(percentile=99, smooth=48 / 56)
+    maps = [pair for pair in zip(panels(usual)[1:], panels(plain)[1:], strict=True) if shown(pair[0]).ndim == 2]
+    assert len(maps) == {"maps": 3, "overlay": 1, "targets": 2, "contrast": 3}[kind]
+    for drawn, itself in maps:
+        np.testing.assert_array_equal(shown(drawn), by_hand(shown(itself)))
+        assert np.abs(shown(drawn) - shown(itself)).max() > 0.1 * np.abs(shown(itself)).max()
+        assert shown(drawn).sum() == pytest.approx(shown(itself).sum(), abs=1e-12)
+        assert below(drawn) == below(itself)
+    C = [summed(values) for values in (before[0] if several else before)]
+    ours = C[0] - C[1] if kind == "contrast" else C[-1]
+    np.testing.assert_allclose(shown(maps[-1][1]), ours, atol=1e-7)
+    torch.testing.assert_close(explanation.C, before, rtol=0, atol=0)
+    assert by_hand.caption in caption(usual)
+    assert "smoothed by a Gaussian of 0.857 px" in by_hand.caption
+    assert "For display only" not in caption(plain)
+
+
+def test_an_overlay_has_the_colours_of_the_map_that_is_drawn(x):
+    explanation = omenn_fx.transform(network())(x)
+    _, drawn, over = panels(overlay_picture(photograph(), explanation))
+    np.testing.assert_array_equal(shown(over), overlay(photograph(), shown(drawn)))
+
+
+def test_the_command_line_draws_by_the_default(tmp_path):
+    """And with --as-is the maps themselves, in the picture and on the page."""
+    model = "nn.Sequential(nn.Conv2d(3, 2, 40), nn.Flatten())"
+    (tmp_path / "net.py").write_text(f"from torch import nn\n\ndef one():\n    return {model}\n")
+    Image.fromarray(photograph(40, 40)).save(tmp_path / "a.png")
+    sizes, pages = {}, {}
+    for name, options in (("usual", []), ("plain", ["--as-is"])):
+        out = ["--out", str(tmp_path / name), "--report", str(tmp_path / f"{name}.html")]
+        arguments = [f"{tmp_path / 'net.py'}:one", "--image", str(tmp_path / "a.png"), "--size", "40", *out, *options]
+        result = CliRunner().invoke(app, ["explain", *arguments])
+        assert result.exit_code == 0, result.output
+        with Image.open(tmp_path / name / "a.png") as drawn:
+            sizes[name] = drawn.size
+        pages[name] = (tmp_path / f"{name}.html").read_text()
+    assert Display.default((40, 40)).caption in pages["usual"]
+    assert "For display only" not in pages["plain"]
+    assert sizes["usual"][0] == sizes["plain"][0]
+    assert sizes["usual"][1] > sizes["plain"][1]  # by the caption that says what was done
 
 
 def test_display_out_of_range():

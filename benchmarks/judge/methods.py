@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import omenn_fx
-from omenn_fx.visualize import Display
+from omenn_fx.visualize import FINE, OUTLIERS, Display
 
 from . import rewrite
 from .rewrite import NotApplicable
@@ -67,7 +67,7 @@ def omenn(model: nn.Module, bias: str = "carrier", smooth: float | None = None) 
 
     def attribute(x: Tensor, target: Tensor) -> Tensor:
         C = explainer(x, target=target).C
-        return C if smooth is None else shown(C, Display(percentile=99, smooth=smooth * x.shape[-1]))
+        return C if smooth is None else shown(C, Display(percentile=OUTLIERS, smooth=smooth * x.shape[-1]))
 
     return attribute
 
@@ -263,7 +263,7 @@ def _same_outputs(model: nn.Module, copy: nn.Module, attribute: Attribute) -> At
 
 _OMENN = "Wróbel et al. 2024, arXiv 2412.02399; omenn-fx"
 _DISPLAY = "cut at percentile 99 and smoothed, the sum kept"
-FINE, WIDE = 1 / 56, 1 / 14  # of the side: 4 and 16 pixels at 224
+WIDE = 4 * FINE  # of the side: 16 pixels at 224
 
 METHODS: dict[str, Method] = {
     "omenn": Method(omenn, _OMENN, "biases carried by position"),

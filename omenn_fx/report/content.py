@@ -14,7 +14,8 @@ from omenn_fx.explainer import NodeInfo
 from omenn_fx.explanation import Explanation
 from omenn_fx.target import Target, resolve
 from omenn_fx.validation_report import MEANING, ValidationReport
-from omenn_fx.visualize import colours, overlay, symmetric_scale
+from omenn_fx.visualize import Display, colours, overlay, symmetric_scale
+from omenn_fx.visualize.display import resolved
 from omenn_fx.visualize.parts import Part, part, signed
 
 Tensor = torch.Tensor
@@ -30,8 +31,8 @@ class Map:
     shown: str  # what the colours are of: the kind itself, or what the overlay shows
     pixels: np.ndarray  # uint8 [H, W, 3]
     alt: str
-    red: float  # the sum of the positive values
-    blue: float  # the sum of the negative ones
+    positive: float  # the sum of the explanation's positive values
+    negative: float  # that of its negative ones
     scale: float  # where the colours end
 
 
@@ -80,6 +81,7 @@ class Subject:
 
     name: str
     image: np.ndarray  # uint8 [H, W, 3] or [H, W]
+    drawn: str  # what is done to the maps before they are drawn; "" where nothing is
     classes: list[Explained]
     validation: ValidationReport
     invariants: list[Invariant]
@@ -92,6 +94,7 @@ def subject(
     validation: ValidationReport,
     nodes: Sequence[NodeInfo],
     classes: Sequence[str] | None = None,
+    display: Display | None = None,
 ) -> Subject:
     """All that a page says of one image.
 
@@ -102,11 +105,14 @@ def subject(
         validation: of the same input.
         nodes: those of the explainer.
         classes: a name for every output.
+        display: how the maps are drawn; None: by the default of pictures.
     """
+    display = resolved(display, image.shape[:2])
     names = [class_name(classes, explanation, index) for index in explanation.target[0].tolist()]
     parts = [part(explanation, (0, t), class_name=known) for t, known in enumerate(names)]
     values = [_values(p) for p in parts]
-    scales = {kind: symmetric_scale(np.stack([v[kind] for v in values])) for kind in values[0]}
+    drawn = [{kind: display(v) for kind, v in one.items()} for one in values]
+    scales = {kind: symmetric_scale(np.stack([d[kind] for d in drawn])) for kind in drawn[0]}
     places = {node.name: node for node in nodes}
     explained = [
         Explained(
@@ -116,12 +122,12 @@ def subject(
             terms=_terms(p),
             total=float(explanation.sum[0, t]),
             error=float(explanation.completeness_error[0, t]),
-            maps=_maps(values[t], scales, image, name, p),
+            maps=_maps(values[t], drawn[t], scales, image, name, p),
             bars=_bars(explanation, t, places),
         )
         for t, (known, p) in enumerate(zip(names, parts, strict=True))
     ]
-    return Subject(name, image, explained, validation, _invariants(validation))
+    return Subject(name, image, display.caption, explained, validation, _invariants(validation))
 
 
 # Classes -------------------------------------------------------------------------------------------------------------
@@ -163,17 +169,23 @@ def _values(one: Part) -> dict[str, np.ndarray]:
 
 
 def _maps(
-    values: Mapping[str, np.ndarray], scales: Mapping[str, float], image: np.ndarray, name: str, one: Part
+    values: Mapping[str, np.ndarray],
+    drawn: Mapping[str, np.ndarray],
+    scales: Mapping[str, float],
+    image: np.ndarray,
+    name: str,
+    one: Part,
 ) -> list[Map]:
     """The maps of one class: the first of them over the image, then each by itself.
 
-    A kind of map has one scale for all classes of an image, so that they compare.
+    The colours are of what is drawn, the sums of the explanation's own values. A kind of map has one scale for all
+    classes of an image, so that they compare.
     """
     maps = []
     for kind in ("overlay", *values):
         shown = next(iter(values)) if kind == "overlay" else kind
-        v, scale = values[shown], scales[shown]
-        pixels = overlay(image, v, scale) if kind == "overlay" else colours(v, scale)[..., :3]
+        v, d, scale = values[shown], drawn[shown], scales[shown]
+        pixels = overlay(image, d, scale) if kind == "overlay" else colours(d, scale)[..., :3]
         where = f"over {name} in grey" if kind == "overlay" else f"in {name}"
         alt = f"{shown} of {one.label} {where}: sum {signed(float(v.sum()))}, {one.noun} {signed(one.value)}"
         maps.append(Map(kind, shown, pixels, alt, float(v.clip(0).sum()), float(v.clip(None, 0).sum()), scale))

@@ -25,7 +25,7 @@ from omenn_fx.report.content import Subject, subject, top_classes
 from omenn_fx.sources import Loaded
 from omenn_fx.target import Target
 from omenn_fx.validation_report import largest
-from omenn_fx.visualize import colours
+from omenn_fx.visualize import Display, colours
 from omenn_fx.visualize.parts import signed
 
 SHOWN = 448  # pixels of a screen that a map fills, by a whole multiple of its own
@@ -41,6 +41,7 @@ def write(
     explainer: Explainer | None = None,
     target: Target = None,
     classes: int = 5,
+    display: Display | None = None,
 ) -> None:
     """Explain and validate image files and write one HTML page about them.
 
@@ -54,6 +55,8 @@ def write(
         explainer: of that model. Default: made here.
         target: a class (or a position of a larger output) that is explained first, whatever its logit.
         classes: how many of the largest outputs are explained.
+        display: how the maps are drawn; the numbers are those of the explanations. None: outliers cut and finely
+            smoothed (`visualize.Display.default`); `visualize.Display()`: as they are.
 
     Raises:
         InputError: a file is no image, there is none, or the page cannot be written.
@@ -62,7 +65,7 @@ def write(
     """
     explainer = transform(loaded.model) if explainer is None else explainer
     device = next(explainer.parameters(), torch.empty(0)).device
-    report = Report(loaded, explainer, target, classes)
+    report = Report(loaded, explainer, target, classes, display)
     for file in files:
         x = loaded.preprocess(open_image(file)).to(device, loaded.dtype)
         report.add(file.name, x, explainer(x, target=report.target))
@@ -73,15 +76,22 @@ class Report:
     """What `write` does, image by image, for who explains them anyway.
 
     Args:
-        loaded, explainer, target, classes: as of `write`.
+        loaded, explainer, target, classes, display: as of `write`.
 
     Attributes:
         target: of the explanations that are added: the largest outputs at once, the user's own before them.
         subjects: the images so far.
     """
 
-    def __init__(self, loaded: Loaded, explainer: Explainer, target: Target = None, classes: int = 5):
-        self.loaded, self.explainer, self.own = loaded, explainer, target
+    def __init__(
+        self,
+        loaded: Loaded,
+        explainer: Explainer,
+        target: Target = None,
+        classes: int = 5,
+        display: Display | None = None,
+    ):
+        self.loaded, self.explainer, self.own, self.display = loaded, explainer, target, display
         self.target = top_classes(classes, target)
         self.subjects: list[Subject] = []
 
@@ -95,8 +105,8 @@ class Report:
         """
         validation = self.explainer.validate(x, target=self.own)
         image = self.loaded.preprocess.undo(x[0].cpu())
-        one = subject(name, image, explanation, validation, self.explainer.nodes, self.loaded.classes)
-        self.subjects.append(one)
+        named = self.explainer.nodes, self.loaded.classes
+        self.subjects.append(subject(name, image, explanation, validation, *named, self.display))
 
     def write(self, path: str | Path) -> None:
         """Write the page. Raises InputError: there is no image, or it cannot be written."""

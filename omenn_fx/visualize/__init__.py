@@ -8,14 +8,16 @@ from matplotlib.figure import Figure
 
 from omenn_fx.explanation import Explanation
 from omenn_fx.visualize.bars import bias_bars, layer_bars, token_bars
-from omenn_fx.visualize.display import Display
+from omenn_fx.visualize.display import FINE, OUTLIERS, Display
 from omenn_fx.visualize.maps import contrast_picture, overlay_picture, picture, targets_picture
 from omenn_fx.visualize.parts import bias_share, input_name, number, percent
 from omenn_fx.visualize.pixels import PERCENTILE, colours, overlay, symmetric_scale
 from omenn_fx.visualize.tokens import token_html, token_text
 
 __all__ = [
+    "FINE",
     "KINDS",
+    "OUTLIERS",
     "PERCENTILE",
     "Display",
     "bias_bars",

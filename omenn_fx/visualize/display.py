@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+OUTLIERS = 99  # the percentile of |values| at which the default cuts
+FINE = 1 / 56  # the default's Gaussian, as a part of the shorter side: 4 pixels at 224
+
 
 @dataclass(frozen=True)
 class Display:
     """How a map is drawn (the post-processing of arXiv 2412.02399). An explanation's numbers never go through it.
 
-    Both steps keep the sum of the map, in this order:
+    Where nothing else is asked for, maps are drawn by `Display.default`; `Display()` draws them as they are. Both
+    steps keep the sum of the map, in this order:
 
     * outlier removal: no |value| passes the percentile of |values|, and what is cut off is given to the rest of its
       own sign in proportion. Positive values keep their sum, negative ones theirs, and 0 stays 0;
@@ -42,6 +46,15 @@ class Display:
             values = _without_outliers(values, self.percentile)
         return values if self.smooth is None else _smoothed(values, self.smooth)
 
+    @classmethod
+    def default(cls, shape: tuple[int, ...]) -> Display:
+        """How a map [H, W] is drawn where nothing is said: cut at percentile 99, smoothed by 1/56 of the shorter side.
+
+        Chosen by the benchmarks of faithfulness: these maps do better than those as they are, and four times as wide
+        they tell classes apart less well.
+        """
+        return cls(percentile=OUTLIERS, smooth=FINE * min(shape))
+
     @property
     def caption(self) -> str:
         """What is done to a map, for the caption of its picture; "" where nothing is."""
@@ -51,11 +64,13 @@ class Display:
                 f"outliers cut at percentile {self.percentile:g} of |values|, shared among the rest of their sign"
             )
         if self.smooth is not None:
-            steps.append(f"smoothed by a Gaussian of {self.smooth:g} px, reflected at the border")
+            steps.append(f"smoothed by a Gaussian of {self.smooth:.3g} px, reflected at the border")
         return f"For display only: {'; '.join(steps)}. The sums stay." if steps else ""
 
 
-AS_IT_IS = Display()
+def resolved(display: Display | None, shape: tuple[int, ...]) -> Display:
+    """What was asked for, or the default of maps [H, W]."""
+    return Display.default(shape) if display is None else display
 
 
 def _without_outliers(values: np.ndarray, percentile: float) -> np.ndarray:

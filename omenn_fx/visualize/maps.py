@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from omenn_fx.explanation import Explanation
-from omenn_fx.visualize.display import AS_IT_IS, Display
+from omenn_fx.visualize.display import Display, resolved
 from omenn_fx.visualize.panels import Panels, sized
 from omenn_fx.visualize.parts import (
     Names,
@@ -27,7 +27,7 @@ from omenn_fx.visualize.parts import (
 )
 from omenn_fx.visualize.pixels import PERCENTILE, as_pixels, symmetric_scale
 
-ENDS = f"symmetric around 0, ending at the {PERCENTILE}th percentile of"
+ENDS = f"symmetric around 0, ending at the {PERCENTILE}th percentile of the absolute values drawn."
 
 
 def picture(
@@ -39,13 +39,13 @@ def picture(
     class_name: str | None = None,
     *,
     input: str | None = None,
-    display: Display = AS_IT_IS,
+    display: Display | None = None,
 ) -> Figure:
     """Draw one row of an image explanation: the input, C_w * X, C_b and C, each summed over channels.
 
-    Every map has its own symmetric colour scale around 0, which ends at the 99.5th percentile of its absolute values;
-    its sum stands above it. With bias="none" there is no C_b: the picture has C_w * X alone; of a deployed file that
-    returns C alone it has C.
+    Every map has its own symmetric colour scale around 0, which ends at the 99.5th percentile of the absolute values
+    drawn; its sum stands above it. With bias="none" there is no C_b: the picture has C_w * X alone; of a deployed file
+    that returns C alone it has C.
 
     Args:
         image: what the model saw, at the size of its input: a PIL image, or an array or tensor [H, W, 3], [H, W] or
@@ -56,7 +56,8 @@ def picture(
         title: what is explained, such as the file's name.
         class_name: the name of the explained class.
         input: the name of the input, where several are explained.
-        display: how the maps are drawn (outliers, smoothing); the numbers are those of the explanation.
+        display: how the maps are drawn; the numbers are those of the explanation. None: outliers cut and finely
+            smoothed (`Display.default`); `Display()`: as they are.
 
     Returns:
         A matplotlib Figure that belongs to no pyplot state.
@@ -69,8 +70,8 @@ def picture(
     named = {"C_w * X": shown.product, "C_b": shown.C_b, shown.symbol: shown.C}
     maps = {name: flat(values) for name, values in named.items() if values is not None}
     own = "Each map has its own scale," if len(maps) > 1 else "The scale is"
-    scale = f"{own} {ENDS} its absolute values."
-    panels = _panels(image, [shown], 1 + len(maps), scale, display)
+    display = resolved(display, maps[shown.symbol].shape)
+    panels = _panels(image, [shown], 1 + len(maps), f"{own} {ENDS}", display)
     for i, (name, values) in enumerate(maps.items(), start=1):
         total = _total(shown) if name == "C" else f"sum = {signed(float(values.sum()))}"
         panels.map(i, display(values), name, total)
@@ -90,15 +91,17 @@ def overlay_picture(
     class_name: str | None = None,
     *,
     input: str | None = None,
-    display: Display = AS_IT_IS,
+    display: Display | None = None,
 ) -> Figure:
     """Draw the input, C, and C over the greyed photograph, at one symmetric colour scale.
 
     Arguments, result and errors are those of `picture`.
     """
     shown = part(explanation, row, input, class_name)
-    values = display(flat(shown.C))
-    panels = _panels(image, [shown], 3, f"The scale is {ENDS} the absolute values.", display)
+    C = flat(shown.C)
+    display = resolved(display, C.shape)
+    values = display(C)
+    panels = _panels(image, [shown], 3, f"The scale is {ENDS}", display)
     panels.map(1, values, shown.symbol, _total(shown))
     panels.over(2, _seen(image, shown), values, shown.symbol, "over the greyed input")
     panels.header(titled(title, shown.label), proof(explanation, [row]))
@@ -114,7 +117,7 @@ def targets_picture(
     class_name: Names = None,
     *,
     input: str | None = None,
-    display: Display = AS_IT_IS,
+    display: Display | None = None,
 ) -> Figure:
     """Draw the input and C of each target of a row, all at one symmetric colour scale.
 
@@ -128,8 +131,10 @@ def targets_picture(
         ValueError: as of `picture`, or there are not as many names as targets.
     """
     parts = parts_of(explanation, row, input, class_name)
-    drawn = [display(flat(p.C)) for p in parts]
-    panels = _panels(image, parts, 1 + len(parts), f"The maps share a scale, {ENDS} their absolute values.", display)
+    maps = [flat(p.C) for p in parts]
+    display = resolved(display, maps[0].shape)
+    drawn = [display(values) for values in maps]
+    panels = _panels(image, parts, 1 + len(parts), f"The maps share a scale, {ENDS}", display)
     scale = symmetric_scale(np.stack(drawn))
     for i, (shown, values) in enumerate(zip(parts, drawn, strict=True), start=1):
         panels.map(i, values, shown.label, _total(shown), scale)
@@ -147,7 +152,7 @@ def contrast_picture(
     *,
     pair: tuple[int, int] = (0, 1),
     input: str | None = None,
-    display: Display = AS_IT_IS,
+    display: Display | None = None,
 ) -> Figure:
     """Draw why one target rather than another: C of both and their difference, which sums to that of the logits.
 
@@ -167,8 +172,10 @@ def contrast_picture(
     names = class_names(class_name, 2)
     a, b = (part(explanation, r, input, name) for r, name in zip(rows, names, strict=True))
     gap = difference(a, b)
-    drawn = [display(flat(p.C)) for p in (a, b, gap)]
-    scales = f"The two targets share a scale, their difference has its own, {ENDS} the absolute values. "
+    maps = [flat(p.C) for p in (a, b, gap)]
+    display = resolved(display, maps[0].shape)
+    drawn = [display(values) for values in maps]
+    scales = f"The two targets share a scale, their difference has its own, {ENDS} "
     scales += f"{gap.noun}: the difference of the two {a.noun}s, which the difference of the maps sums to."
     panels = _panels(image, [gap], 4, scales, display)
     scale = symmetric_scale(np.stack(drawn[:2]))
