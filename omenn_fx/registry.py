@@ -130,6 +130,7 @@ class Rule:
     content: tuple[str, ...] = ()  # operands that may carry content; none: the result never does
     product: bool | tuple[str, ...] = False  # the content operands (or these) multiply each other: roles must choose
     dynamic: bool = False  # W or b depends on the content itself (an activation), not on other operands alone
+    total: bool = False  # no operand beside `content` may be held fixed: a call where content reaches one has no form
     gate: bool = False  # the result is a gate or a statistic: in a product it is the coefficient
     passes_gate: bool = False  # the result is a gate if its operands are (views, casts, additions)
     complex: bool = False  # also on complex values, where W^T is the conjugate transpose
@@ -218,10 +219,6 @@ class RuleSet:
     def own(self) -> MutableMapping[Op, Rule]:
         """The rules of its own, in front of those of its base."""
         return self.table.maps[0] if isinstance(self.table, ChainMap) else self.table
-
-    def static(self) -> Iterator[Rule]:
-        """The rules whose W and b no content changes, nor the choice of a factor: the same in every set."""
-        return (rule for rule in self if rule.form is not None and not (rule.dynamic or rule.product or rule.gate))
 
     def __reduce__(self) -> Any:
         """A set that has a name elsewhere too is sent by it; a composite by its lines; another whole, if it can be."""

@@ -133,7 +133,8 @@ class _Tagger:
         self.order = {n: i for i, n in enumerate(captured.graph.nodes)}
         self.forced = self._match(overrides)
         self.live = self._reached()
-        self.carrying = self._carrying()
+        self.carrying: set[fx.Node] = set(self.sources.values())
+        self._carry()
         self.decisions: list[Decision] = []
         self.opaque: list[tuple[str, str]] = []
         self._gates: dict[fx.Node, bool] = {}
@@ -166,7 +167,13 @@ class _Tagger:
             return None
         if not rule.complex and rule.form is not None and any(_is_complex(n) for n in (call, *call.all_input_nodes)):
             return None
-        return rule
+        return None if rule.total and self._reaches_beside(call, rule) else rule
+
+    def _reaches_beside(self, call: fx.Node, rule: Rule) -> bool:
+        """Whether content could reach an operand that the rule holds fixed."""
+        beside: list[fx.Node] = []
+        fx.map_arg({k: v for k, v in bind(call).items() if k not in rule.content}, beside.append)
+        return any(o in self.carrying for o in beside)
 
     def _match(self, overrides: Mapping[str, str]) -> dict[fx.Node, str]:
         forced: dict[fx.Node, str] = {}
@@ -201,25 +208,22 @@ class _Tagger:
                 edges.add_edges_from((operand, node) for operand in node.all_input_nodes)
         return edges
 
-    def _carrying(self) -> set[fx.Node]:
+    def _carry(self) -> None:
         """Values that content could reach: a floating-point result of a rule with such an operand (or of no rule)."""
-        carrying: set[fx.Node] = set(self.sources.values())
         for node in self.captured.graph.nodes:
-            if node in carrying or node not in self.live or self.forced.get(node) == "coefficient":
+            if node in self.carrying or node not in self.live or self.forced.get(node) == "coefficient":
                 continue
             if not _is_floating(node):
                 continue
             call, _ = producer(node)
             rule = self._rule(call)
             operands = call.all_input_nodes if rule is None else [o for _, o in slots_of(call, rule)]
-            if any(o in carrying or (rule is None and self._holds_carrying(o, carrying)) for o in operands):
-                carrying.add(node)
-        return carrying
+            if any(o in self.carrying or (rule is None and self._holds_carrying(o)) for o in operands):
+                self.carrying.add(node)
 
-    @staticmethod
-    def _holds_carrying(node: fx.Node, carrying: set[fx.Node]) -> bool:
+    def _holds_carrying(self, node: fx.Node) -> bool:
         """A tuple whose operator has no rule, read by operators that have none either."""
-        return isinstance(value_of(node), (tuple, list)) and any(o in carrying for o in node.all_input_nodes)
+        return isinstance(value_of(node), (tuple, list)) and any(o in self.carrying for o in node.all_input_nodes)
 
     def _decide(self) -> dict[fx.Node, tuple[Slot, ...]]:
         """Walk back from the output and choose each node's content operands."""

@@ -1,4 +1,4 @@
-"""The rules of the `omenn` rule set, one room per family of operators. Importing this package fills the table."""
+"""The rules of the `omenn` set, one room per family of operators, and the other sets. Importing fills the tables."""
 
 from omenn_fx.rules import (
     attention,
@@ -9,6 +9,7 @@ from omenn_fx.rules import (
     elementwise,
     experts,
     folding,
+    gradient,
     indexing,
     jacobian,
     lrp,
@@ -26,6 +27,8 @@ from omenn_fx.rules import (
     structural,
 )
 
+gradient.fill()
+
 __all__ = [
     "attention",
     "attnlrp",
@@ -35,6 +38,7 @@ __all__ = [
     "elementwise",
     "experts",
     "folding",
+    "gradient",
     "indexing",
     "jacobian",
     "lrp",

@@ -70,6 +70,8 @@ def _factors(call: Call, left: str, right: str, scale: Any = 1) -> dict[Slot, Li
     terms: dict[Slot, Linear] = {}
     for slot in slots:
         other = call[right if slot.name == left else left]
+        if getattr(other, "dtype", None) is torch.bool:
+            other = other.to(call.out.dtype)
         kind = ComplexDiagonal if call.out.dtype.is_complex else Diagonal
         terms[slot] = kind(other if share == 1 else other * share, call.shape(slot), call.out.shape)
     return terms

@@ -176,7 +176,8 @@ def _powers(call: Call) -> Tensor:
 # Bounds --------------------------------------------------------------------------------------------------------------
 
 
-def _limits(call: Call) -> tuple[float, float]:
+def limits(call: Call) -> tuple[float, float]:
+    """The bounds of a clamp of any kind."""
     low = call.operands.get("min", call.operands.get("min_val"))
     high = call.operands.get("max", call.operands.get("max_val"))
     if call.op is aten.relu6.default:
@@ -185,13 +186,13 @@ def _limits(call: Call) -> tuple[float, float]:
 
 
 def _clamped_zero(call: Call) -> float:
-    low, high = _limits(call)
+    low, high = limits(call)
     return min(max(0.0, low), high)
 
 
 def _clamped_slope(call: Call) -> float:
     """As for ReLU, the slope at a bound of 0 is 0."""
-    low, high = _limits(call)
+    low, high = limits(call)
     return 1.0 if low < 0.0 < high else 0.0
 
 
@@ -201,7 +202,7 @@ def _clamped_slope(call: Call) -> float:
     dynamic=True, passes_gate=True,
 )  # fmt: skip
 def _clamp(call: Call) -> tuple[Linear, Bias | None]:
-    x, zero, (low, high) = call.x, _clamped_zero(call), _limits(call)
+    x, zero, (low, high) = call.x, _clamped_zero(call), limits(call)
     if low == 0 < high and x.dtype in (torch.float32, torch.float64):
         ratio = call.out / torch.clamp(x, min=torch.finfo(x.dtype).tiny)  # ReLU6: at and below 0 it is 0
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,51 +48,62 @@ def _affine(call: Call, inner: Linear, weight: Any, bias: Bias | None) -> tuple[
     return Chain(Diagonal(weight, call.out.shape, call.out.shape), inner), bias
 
 
-def _standardise(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, centre: bool = True) -> Linear:
+# x, the dimensions that are normalised together, the shape of x, eps, and whether the mean is taken off.
+Standardise = Callable[[Tensor, tuple[int, ...], Shape, float, bool], Linear]
+
+
+def inverse_deviation(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, centre: bool) -> Tensor:
+    """1 / sigma over `dims`, which are kept; of an RMS norm where the mean is not taken off."""
+    if not centre:
+        return torch.rsqrt((x * x).mean(dims, keepdim=True) + eps)
+    trailing = [int(shape[d]) for d in dims]
+    # as the fused norm computes it: many times faster than torch.var
+    return torch.native_layer_norm(x, trailing, None, None, eps)[2].to(x.dtype)
+
+
+def standardise(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, centre: bool) -> Linear:
     """(I - mean) / sigma over `dims`, sigma frozen."""
-    if centre:
-        trailing = [int(shape[d]) for d in dims]
-        # 1 / sigma as the fused norm computes it: many times faster than torch.var
-        scale = torch.native_layer_norm(x, trailing, None, None, eps)[2].to(x.dtype)
-        return Chain(Diagonal(scale, shape, shape), Centre(dims, shape))
-    return Diagonal(torch.rsqrt((x * x).mean(dims, keepdim=True) + eps), shape, shape)
+    scale = Diagonal(inverse_deviation(x, dims, shape, eps, centre), shape, shape)
+    return Chain(scale, Centre(dims, shape)) if centre else scale
 
 
 @rule(aten.layer_norm.default, aten.native_layer_norm.default, content="input", dynamic=True)
-def _layer_norm(call: Call) -> tuple[Linear, Bias | None]:
+def layer_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear, Bias | None]:
+    """Statistics of the last dimensions."""
     n = len(call["normalized_shape"])
-    inner = _standardise(call.x, tuple(range(-n, 0)), call.shape(), call["eps"])
+    inner = standardise(call.x, tuple(range(-n, 0)), call.shape(), call["eps"], True)
     bias = None if call["bias"] is None else Bias(call["bias"], -1 if n == 1 else None)
     return _affine(call, inner, call["weight"], bias)
 
 
 @rule(aten.rms_norm.default, aten._fused_rms_norm.default, content="input", dynamic=True)
-def _rms_norm(call: Call) -> tuple[Linear, Bias | None]:
+def rms_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear, Bias | None]:
+    """The mean square of the last dimensions."""
     n = len(call["normalized_shape"])
     eps = call["eps"] if call["eps"] is not None else torch.finfo(call.x.dtype).eps
-    inner = _standardise(call.x, tuple(range(-n, 0)), call.shape(), eps, centre=False)
+    inner = standardise(call.x, tuple(range(-n, 0)), call.shape(), eps, False)
     return _affine(call, inner, call["weight"], None)
 
 
 @rule(aten.group_norm.default, content="input", dynamic=True)
-def _group_norm(call: Call) -> tuple[Linear, Bias | None]:
+def group_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear, Bias | None]:
     """A layer norm over the channels of a group and all positions, on a view that gives groups a dimension."""
-    return _grouped(call, call["num_groups"], call["weight"], call["bias"], call["eps"])
+    return _grouped(call, call["num_groups"], standardise)
 
 
 @rule(aten.instance_norm.default, content="input", dynamic=True)
-def _instance_norm(call: Call) -> tuple[Linear, Bias | None]:
+def instance_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear, Bias | None]:
     """Statistics of each channel of each sample, or the running ones."""
     if not call["use_input_stats"]:
         return _batch_norm(call)
-    return _grouped(call, call.shape()[1], call["weight"], call["bias"], call["eps"])
+    return _grouped(call, call.shape()[1], standardise)
 
 
-def _grouped(call: Call, groups: int, weight: Any, bias: Any, eps: float) -> tuple[Linear, Bias | None]:
-    shape = call.shape()
+def _grouped(call: Call, groups: int, standardise: Standardise) -> tuple[Linear, Bias | None]:
+    shape, weight, bias = call.shape(), call["weight"], call["bias"]
     wide = (shape[0], groups, shape[1] // groups, *shape[2:])
     grouped = call.x.reshape(wide)
-    norm = _standardise(grouped, tuple(range(2, len(wide))), wide, eps)
+    norm = standardise(grouped, tuple(range(2, len(wide))), wide, call["eps"], True)
     split = Moves(lambda u: u.reshape(wide), lambda g: g.reshape(tuple(shape)), shape)
     join = Moves(lambda u: u.reshape(tuple(shape)), lambda g: g.reshape(wide), wide)
     scale = None if weight is None else _channelwise(weight, len(shape))
