@@ -33,7 +33,7 @@ clean:
 
 # The stamps: a step is done again only where what it installs may have changed.
 # torch comes first and alone, so that nothing after it can ask for another build. torchvision, timm and silero-vad come
-# without their dependencies for the same reason, and quantus and zennit too; what they import stands beside them (of
+# without their dependencies for the same reason, and quantus, zennit and lxt too; what they import stands beside them (of
 # silero-vad only its weights are read). A browser for the tests that look at pages comes from npm, where there is one.
 $(VENV)/.base: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,7 +41,7 @@ $(VENV)/.base: constraints.txt
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31 silero-vad==6.2.3 quantus==0.6.0 zennit==0.5.1
+	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31 silero-vad==6.2.3 quantus==0.6.0 zennit==0.5.1 lxt==2.1
 	$(PIP) pyyaml huggingface_hub safetensors pillow numpy
 	touch $@
 

@@ -34,7 +34,8 @@ def stand_ins(tagged: Tagged) -> dict[str, list[fx.Node]]:
         rule, op = _rule(tagged, node), producer(node)[0].target
         if rule is None or node in tagged.treatments or op in tagged.rules.same:
             continue
-        if rule.dynamic or rule.product or rule.layer or any(_live(tagged, n) for n in _others(tagged, node)):
+        several = len(tagged.slots[node]) > 1 and rule.product
+        if rule.dynamic or several or rule.layer or any(_live(tagged, n) for n in _others(tagged, node)):
             found.setdefault(str(op), []).append(node)
     return found
 

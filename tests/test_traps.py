@@ -80,7 +80,7 @@ def test_a_single_sample_as_transform_captures_it(trap):
     that are neither affine nor held fixed."""
     single = pytree.tree_map(lambda t: t[:1] if t.ndim else t, trap.make())
     report = omenn_fx.check(trap.build(), single, **trap.options)
-    request = Request(rule_set("omenn"), **trap.options)
+    request = Request(**trap.options | {"rules": rule_set(trap.options.get("rules", "omenn"))})
     with torch.no_grad():
         free = make_plan(trap.build(), single, {}, request)
     assert report.supported == (free.error is None), str(report)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,7 @@ class Trap:
     def build(self) -> nn.Module:
         """The model, in eval mode unless the trap is about that; the same weights every time."""
         torch.manual_seed(0)
-        model = self.forward if isinstance(self.forward, nn.Module) else Net(self.forward)
+        model = deepcopy(self.forward) if isinstance(self.forward, nn.Module) else Net(self.forward)
         return self.prepare(model.double().eval())
 
     def make(self) -> tuple[Any, ...]:
@@ -427,6 +428,12 @@ TRAPS = [
     Trap("quantised weights", Quantised()),
     Trap("normalisation inside", normalised, **warns("OMENN105", "C is that of the raw 'args_0'")),
     Trap("batch norm on the input", lambda m, x: m.head(m.batch(x)), **warns("OMENN105", "aten.batch_norm.default")),
+    Trap(
+        "a composite and a layer norm",
+        nn.Sequential(nn.LayerNorm(X[1:]), nn.Flatten(), nn.Linear(torch.Size(X[1:]).numel(), 3)),
+        options={"rules": "epsilon_plus"},
+        **warns("OMENN106", "'epsilon_plus' has no rule for aten.layer_norm.default"),
+    ),
     Trap("a buffer divides the input", lambda m, x: m.head(x / (m.count + 1))),
     Trap("identity", nn.Identity(), inputs=images(3, 4)),
     Trap("conv over an image", nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2)),
