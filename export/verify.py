@@ -20,6 +20,7 @@ from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed
 from omenn_fx.export.runtime import OnnxExplainer, load
 from omenn_fx.exporting import batch_size, free_dims
+from omenn_fx.roles import bind
 from omenn_fx.target import Positions
 
 Tensor = torch.Tensor
@@ -185,9 +186,7 @@ def _is_random(node: fx.Node) -> bool:
     op = node.target
     if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
         return False
-    names = [a.name for a in op._schema.arguments]
-    values = {a.name: a.default_value for a in op._schema.arguments if a.has_default_value()}
-    values |= dict(zip(names, node.args, strict=False)) | node.kwargs
+    values = bind(node)
     return bool(values.get("train", True)) and values.get("dropout_p", 1.0) != 0.0
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+import chromium
 import pytest
 import torch
 
@@ -60,3 +61,16 @@ def assets(shared):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for tests that look at pages."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    found = chromium.found()
+    if found is None:
+        pytest.skip(f"needs a Chromium: none of {', '.join(chromium.NAMES)} is on PATH, and OMENN_CHROMIUM names none")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()

@@ -14,7 +14,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import chromium
 import numpy as np
 import pytest
 import torch
@@ -256,18 +255,6 @@ def test_the_picture_of_the_idea_shows_matrices_whose_product_sums_to_the_logit(
     assert sums[2] == pytest.approx(logit, abs=1e-3)
     idea.draw([("a row", layers, "→" * 6), ("", maps, "∗=+=")], tmp_path / "idea.png", 11, 10)
     assert (tmp_path / "idea.png").stat().st_size > 10_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    found = chromium.found()
-    if found is None:
-        pytest.skip(f"needs a Chromium: none of {', '.join(chromium.NAMES)} is on PATH, and OMENN_CHROMIUM names none")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import chromium
 import numpy as np
 import pytest
 import torch
@@ -310,18 +309,6 @@ def test_the_guide_to_reports_runs(tmp_path, monkeypatch):
 
 
 # In a browser --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    browser = chromium.found()
-    if browser is None:
-        pytest.skip(f"needs a Chromium: none of {', '.join(chromium.NAMES)} is on PATH, and OMENN_CHROMIUM names none")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
