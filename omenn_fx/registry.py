@@ -307,10 +307,15 @@ def name_set(rules: RuleSet) -> RuleSet:
     return rules
 
 
+def rule_sets() -> list[str]:
+    """The names of all rule sets that have one, in order."""
+    return sorted(_SETS)
+
+
 def rule_set(name: str | RuleSet) -> RuleSet:
     """The rule set of a name. Raises ValueError naming those that exist."""
     if isinstance(name, RuleSet):
         return name
     if name not in _SETS:
-        raise ValueError(f"there is no rule set '{name}'; known: {', '.join(sorted(_SETS))}")
+        raise ValueError(f"there is no rule set '{name}'; known: {', '.join(rule_sets())}")
     return _SETS[name]
