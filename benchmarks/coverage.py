@@ -6,6 +6,7 @@
     python benchmarks/coverage.py --timm-below 30 --out benchmarks/results/timm.json   # beyond the census
     python benchmarks/coverage.py --checks                              # what `check` says of the finished ones
     python benchmarks/coverage.py --onnx                                # the finished ones exported, in onnxruntime
+    python benchmarks/coverage.py --rules                               # every rule set, on a sample of forty models
     python benchmarks/coverage.py --show                                # the table of the result file alone
 
 Each model runs in a process of its own, in float64 and in float32; the result file is written after every model.
@@ -19,6 +20,7 @@ import resource
 import signal
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,8 @@ from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parent))
 import zoo
-from zoo import pool
+from zoo import pool, rule_sets
+from zoo.sample import SAMPLE
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LARGE = 250_000_000  # parameters: such a model runs alone, it needs the machine's memory
@@ -167,12 +170,16 @@ class Job:
         record: (the model's line so far, the outcome) -> its new line.
         applies: to a model with this line (empty: it has none yet).
         fine: whether its part of the line is; None where that is not there.
+        out: the result file.
+        models: those it is done with where none are named; () for all.
     """
 
     work: Callable[[str, Callable[[str, Any], None]], None]
     record: Callable[[dict[str, Any], pool.Outcome], dict[str, Any]]
     applies: Callable[[dict[str, Any]], bool]
     fine: Callable[[dict[str, Any]], bool | None]
+    out: Path = RESULTS / "coverage.json"
+    models: tuple[str, ...] = ()
 
     def finished(self, line: dict[str, Any], again: bool, failed: bool) -> bool:
         """Whether nothing is left to do: with `again` something always is, with `failed` where it went wrong."""
@@ -199,6 +206,14 @@ JOBS = {
         applies=lambda line: bool(line) and line["float32"]["status"] == "passed",
         fine=lambda line: line["onnx"]["status"] != "failed" if "onnx" in line else None,
     ),
+    "rules": Job(
+        rule_sets.task,
+        lambda line, outcome: rule_sets.line_of(outcome),
+        applies=lambda line: True,
+        fine=rule_sets.fine,
+        out=RESULTS / "rule_sets.json",
+        models=SAMPLE,
+    ),
 }
 
 
@@ -218,12 +233,17 @@ def run(job: Job, queue: list[str], out: Path, console: Console, workers: int, t
                 latest = read(out)  # read anew: another run may have added models
                 line = job.record(latest.get(outcome.name, {}), outcome)
                 write(out, latest | {outcome.name: line})
-                states = ", ".join(f"{d} {line[d]['status']}" for d in DTYPES)
-                progress.update(bar, advance=1, description=f"{outcome.name}: {states}")
+                progress.update(bar, advance=1, description=f"{outcome.name}: {states(line)}")
     except KeyboardInterrupt:
         console.print(f"stopped; {out.name} has every model that was finished, the same command goes on from there")
         return False
     return True
+
+
+def states(line: dict[str, Any]) -> str:
+    """How many parts of a line have which status."""
+    counts = Counter(part["status"] for part in line.values() if isinstance(part, dict) and "status" in part)
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
 # Tables ------------------------------------------------------------------------------------------------------------
@@ -287,7 +307,7 @@ def main(
     workers: int = 2,
     timeout: Annotated[float, typer.Option(help="seconds for one model")] = 300,
     memory: Annotated[float, typer.Option(help="GiB for one model; a very large one has that of all workers")] = 10,
-    out: Path = RESULTS / "coverage.json",
+    out: Annotated[Path | None, typer.Option(help="default: results/coverage.json, or rule_sets.json")] = None,
     limit: Annotated[int | None, typer.Option(help="run at most so many models")] = None,
     checks: Annotated[
         bool, typer.Option("--checks", help="what omenn_fx.check says, added to finished models")
@@ -295,6 +315,7 @@ def main(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="the exported explainer in onnxruntime, added to finished models")
     ] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="every rule set, on a sample of the models")] = False,
     again: Annotated[bool, typer.Option("--again", help="also what the result file has")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="what the result file has as failed, again")] = False,
     only_show: Annotated[bool, typer.Option("--show", help="run nothing")] = False,
@@ -303,13 +324,16 @@ def main(
     for stop in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
         signal.signal(stop, signal.default_int_handler)
     console = Console()
-    results, job = read(out), JOBS["checks" if checks else "onnx" if onnx else "models"]
-    names = every_timm(timm_below, console) if timm_below else wanted(group or [], model or [])
+    job = JOBS["checks" if checks else "onnx" if onnx else "rules" if rules else "models"]
+    out = out or job.out
+    results = read(out)
+    asked = model or ([] if group else list(job.models))
+    names = every_timm(timm_below, console) if timm_below else wanted(group or [], asked)
     names = [n for n in names if job.applies(results.get(n, {}))]
     left = [n for n in names if not only_show and not job.finished(results.get(n, {}), again, failed)]
     finished = run(job, available(left, console)[:limit], out, console, workers, timeout, memory)
     chosen = set(names)
-    show({n: r for n, r in read(out).items() if n in chosen}, console)
+    (rule_sets.show if rules else show)({n: r for n, r in read(out).items() if n in chosen}, console)
     raise typer.Exit(0 if finished else 130)
 
 

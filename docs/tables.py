@@ -23,6 +23,7 @@ import faithfulness  # noqa: E402
 import funnybirds  # noqa: E402
 import growth  # noqa: E402
 from judge.bootstrap import difference  # noqa: E402
+from zoo import rule_sets  # noqa: E402
 
 Result = dict[str, Any]
 OURS = "omenn"
@@ -96,6 +97,11 @@ def show_coverage(results: Result, sheet: Sheet) -> None:
     coverage.show(results["models"], sheet)
 
 
+def show_rule_sets(results: Result, sheet: Sheet) -> None:
+    """What every set does with the sample, and where its base's forms stand in."""
+    rule_sets.show(results["models"], sheet)
+
+
 def show_speed(results: Result, sheet: Sheet) -> None:
     """A table for each batch size and number of threads."""
     from race import tables
@@ -160,6 +166,7 @@ def place(order: list[str], behind: str) -> str:
 SHOWN: dict[str, Callable[[Result, Sheet], None]] = {
     "coverage": show_coverage,
     "timm": show_coverage,
+    "rule_sets": show_rule_sets,
     "speed": show_speed,
     "trained": show_trained,
     "growth": show_growth,

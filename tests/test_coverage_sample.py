@@ -1,5 +1,9 @@
-"""A sample of the coverage benchmark: forty small architectures of all its groups, under the same check."""
+"""A sample of the coverage benchmark: forty small architectures of all its groups, under the same check.
 
+`python benchmarks/coverage.py --rules` takes every rule set on every one of them; here each set has eight at least.
+"""
+
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -7,25 +11,22 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import coverage
 import zoo
 from zoo.check import DTYPES, check
+from zoo.rule_sets import explained
+from zoo.sample import SAMPLE
 
-SAMPLE = {
-    "plain": (
-        "LSTM_bi2 GRU LSTM_proj GRUCell MHA_weights TransformerEncoder_gelu_prenorm_nofast Transformer_nomask_fast "
-        "MLP_selu_bn M5_raw_audio Conv3dNet UNet_bilinear DCGAN_gen DCGAN_disc padmodes STN VAE "
-        "TCN_weightnorm ConvLSTM metric_net PointNet DeepFM"
-    ),
-    "huggingface": (
-        "bert/mask:eager gpt2:sdpa llama/ids:sdpa gemma2:eager mixtral:sdpa t5_gated_encdec:eager fnet:none "
-        "swin:eager clip:sdpa wav2vec2:sdpa patchtst_cls:sdpa"
-    ),
-    "pyg": "GCN GAT/max SAGE_max TransformerConv PNA",
-    "segmentation": "lraspp_mobilenet_v3_large",
-    "torchvision": "mnasnet0_5 squeezenet1_1 shufflenet_v2_x0_5",
-    "timm": "tinynet_e resnet10t",
-}
-NAMES = [f"{group}/{name}" for group, names in SAMPLE.items() for name in names.split()]
+import omenn_fx
+from omenn_fx.registry import rule_sets
+
+# Every rule set is tried on these, the other models of the sample take one set each in turn.
+SMALL = (
+    "plain/GRU", "plain/TransformerEncoder_gelu_prenorm_nofast", "plain/STN", "plain/DeepFM", "pyg/SAGE_max",
+)  # fmt: skip
+SETS = [name for name in rule_sets() if name != "omenn"]
+REST = [name for name in SAMPLE if name not in SMALL]
+PAIRS = [*itertools.product(SMALL, SETS), *zip(REST, itertools.cycle(SETS), strict=False)]
 NOT_EXPORTABLE = ("plain/LSTM_packed", "plain/Transformer_fast", "huggingface/vilt:eager")
 CENSUS_GROUPS = {"torchvision_seg": "segmentation", "hf": "huggingface"}
 
@@ -36,12 +37,48 @@ def skip_without_libraries(name):
         pytest.skip(f"{name} needs {', '.join(missing)}, which is not installed")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SAMPLE)
 def test_sample(name):
     skip_without_libraries(name)
     for dtype in DTYPES:
         record = check(name, dtype)
         assert record["status"] == "passed", f"{dtype}: {record['reasons']}\n{record.get('error', '')}"
+
+
+@pytest.mark.parametrize(("name", "rules"), PAIRS)
+def test_rule_sets(name, rules):
+    """Exact by every set, or refused; `check` names what the set has no rule for, and for what its base stands in."""
+    skip_without_libraries(name)
+    record = explained(name, rules)
+    assert record["status"] in ("passed", "refused"), record["reasons"]
+    if name in SMALL:
+        model, args, kwargs = zoo.build(name, calibrated=False)
+        report = omenn_fx.check(model, args, example_kwargs=kwargs, rules=rules)
+        assert report.supported == (record["status"] == "passed")
+        said = [w.reason for w in report.warnings if w.kind.code == "OMENN106"]
+        assert len(said) == len(record.get("stand_ins", ()))
+        for op, count in record.get("stand_ins", {}).items():
+            assert any(f"for {op}: " in reason and f"at {count} nodes" in reason for reason in said)
+        for problem in report.problems:
+            assert problem.place.op in record["reasons"][0]
+
+
+def test_every_set_has_eight_models():
+    assert all(sum(rules == name for _, rules in PAIRS) >= 8 for name in SETS)
+
+
+def test_what_a_set_refuses():
+    """Torch has a derivative of affine_grid_generator, the set has none: that is said, and nothing stands in."""
+    record = explained("plain/STN", "gradient")
+    assert record["status"] == "refused"
+    assert record["reasons"] == ["no rule for aten.affine_grid_generator.default (1), aten.grid_sampler.default (1)"]
+
+
+def test_the_result_file_has_every_set():
+    """`python benchmarks/coverage.py --rules` goes on where a set is new."""
+    models = coverage.read(coverage.JOBS["rules"].out)
+    assert set(models) == set(SAMPLE)
+    assert all(coverage.JOBS["rules"].fine(line) for line in models.values())
 
 
 @pytest.mark.parametrize("name", NOT_EXPORTABLE)

@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 
 import omenn_fx
 from omenn_fx import invariants as measures
-from omenn_fx.errors import CaptureError, OmennError
+from omenn_fx.composite import stand_ins
+from omenn_fx.errors import CaptureError, OmennError, UnsupportedOpError
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation
 from omenn_fx.exporting import export
@@ -39,10 +40,13 @@ TRANSPOSED = 200  # the dot test is taken at no more nodes than this
 Record = dict[str, Any]
 
 
-def check(name: str, dtype: str, seed: int = 0) -> Record:
-    """Transform a model and measure it. Never raises: what goes wrong is the record's status and reasons."""
+def check(name: str, dtype: str, seed: int = 0, rules: str = "omenn") -> Record:
+    """Transform a model by a rule set and measure it. Never raises: what goes wrong is the status, and its reasons.
+
+    A set other than omenn may have no rule for an operator: where the error names it, it is "refused".
+    """
     try:
-        return _measured(name, dtype, seed)
+        return _measured(name, dtype, seed, rules)
     except CaptureError as error:
         reasons = _unexpected(name, error)
         return {
@@ -51,7 +55,9 @@ def check(name: str, dtype: str, seed: int = 0) -> Record:
             "error": relative(str(error)),
         }
     except Exception as error:
-        return {"status": "failed", "reasons": [_reason(error)], "error": relative(_trace(error))}
+        refused = isinstance(error, UnsupportedOpError) and rules != "omenn"
+        status = "refused" if refused else "failed"
+        return {"status": status, "reasons": [_reason(error)], "error": relative(_trace(error))}
 
 
 def export_seconds(name: str, seed: int = 0) -> float | None:
@@ -68,10 +74,10 @@ def export_seconds(name: str, seed: int = 0) -> float | None:
     return round(min(taken), 3)
 
 
-def _measured(name: str, dtype: str, seed: int) -> Record:
+def _measured(name: str, dtype: str, seed: int, rules: str) -> Record:
     model, args, kwargs = build(name, DTYPES[dtype], seed)
     start = time.process_time()
-    explainer = omenn_fx.transform(model, args, example_kwargs=kwargs)
+    explainer = omenn_fx.transform(model, args, example_kwargs=kwargs, rules=rules)
     transformed = time.process_time()
     explanation = _seeded(seed, lambda: explainer(*args, **kwargs))
     explained = time.process_time()
@@ -82,7 +88,7 @@ def _measured(name: str, dtype: str, seed: int) -> Record:
     facts = _facts(explainer, explanation)
     empty = facts["weight_share"] == 0 and moves(explainer, explanation, args, kwargs, seed)
     del explanation  # a large model leaves no room for it beside what follows
-    nodes(report, explainer, args, kwargs)
+    by_position = nodes(report, explainer, args, kwargs)
     record = {
         "transform_seconds": round(transformed - start, 3),
         "explain_seconds": round(explained - transformed, 3),
@@ -91,7 +97,7 @@ def _measured(name: str, dtype: str, seed: int) -> Record:
         "worst": {key: where for key, (_, where) in report.worst.items() if key in ("node", "transpose")},
         **facts,
         "zero": zero(explainer, args, kwargs),
-        "empty": empty,
+        "empty": empty and not by_position,
     }
     tolerances = dict(TOLERANCES[DTYPES[dtype]])
     if precision:
@@ -101,20 +107,27 @@ def _measured(name: str, dtype: str, seed: int) -> Record:
 
 
 @torch.no_grad()
-def nodes(report: invariants.Report, explainer: Explainer, args: Any, kwargs: Any) -> None:
-    """Invariant 2 at every content node; 4, the dot test, at a sample of them."""
+def nodes(report: invariants.Report, explainer: Explainer, args: Any, kwargs: Any) -> bool:
+    """Invariant 2 at every content node; 4, the dot test, at a sample of them.
+
+    Returns whether a node passes all of its value on by position alone, as LRP's flat rule does: C_w is 0 behind it.
+    """
     program, leaves = explainer.program_for(args, kwargs)
     content = [n for n in program.tagged.content if n not in program.tagged.sources.values()]
     sample = set(content[:: max(1, -(-len(content) // TRANSPOSED))])
     generator = torch.Generator().manual_seed(0)
+    by_position = False
 
     def measure(node: fx.Node, call: Call, form: Affine) -> None:
+        nonlocal by_position
+        by_position |= form.bias is not None and form.bias.relevance
         where = f"{node.name} [{call.op}]"
         report.add("node", measures.node(call, form), where)
         if node in sample:
             report.add("transpose", measures.transpose(call, form, generator), where)
 
     Walk(program.captured.module, program.tagged, measure).run(*leaves, enable_io_processing=False)
+    return by_position
 
 
 def _seeded(seed: int, run: Any) -> Any:
@@ -172,6 +185,7 @@ def _facts(explainer: Explainer, explanation: Explanation) -> Record:
         "content": len(explainer.ready.tagged.content),
         "dynamic_batch": captured.dynamic_batch,
         "decisions": dict(Counter(d.policy for d in explainer.decisions)),
+        "stand_ins": {op: len(at) for op, at in stand_ins(explainer.ready.tagged).items()},
         "opaque": len(readers),
         "opaque_share": _worst(opaque / scale),
         "weight_share": _worst(1 - explanation.bias.magnitude / scale),
