@@ -2,6 +2,7 @@
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,18 @@ def test_deeplift_of_a_functional_network_sums_to_the_difference():
 def test_lrp_of_a_residual_network_is_input_x_gradient():
     """Epsilon alone, on ReLU networks (Ancona et al. 2018); a functional addition would double the relevance."""
     model, x, target = Net().eval(), torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
+    maps = [METHODS[name].make(model)(x, target) for name in ("captum LRP", "captum InputXGradient")]
+    torch.testing.assert_close(maps[0], maps[1], rtol=1e-3, atol=1e-3 * float(maps[1].abs().max()))
+
+
+def test_lrp_passes_a_flatten_module():
+    """For which Captum has no rule, so that its LRP alone raises."""
+    from captum.attr import LRP
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(7), nn.Flatten(1, 3), nn.Linear(16, 3)).eval()
+    x, target = torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
+    with pytest.raises(TypeError, match=r"Flatten.* has no rule"):
+        LRP(deepcopy(model)).attribute(x, target)  # it leaves its rules behind
     maps = [METHODS[name].make(model)(x, target) for name in ("captum LRP", "captum InputXGradient")]
     torch.testing.assert_close(maps[0], maps[1], rtol=1e-3, atol=1e-3 * float(maps[1].abs().max()))
 

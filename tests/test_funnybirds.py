@@ -17,6 +17,7 @@ import assets
 import funnybirds
 from birds import data, measure, models, protocol, training
 from birds.protocol import Answers, Importances
+from judge.methods import METHODS, NotApplicable
 
 KINDS = range(5)
 
@@ -261,6 +262,21 @@ def test_a_run_is_resumed_and_shown(real, tmp_path, monkeypatch):
     before = out.read_text()
     run(*methods[2:], "--rescore")
     assert out.read_text() == before  # the scores of kept importances are the scores
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg"])
+def test_captums_lrp_runs_on_the_classifiers(name):
+    """Both have an nn.Flatten, for which it has no rule. On ReLU networks its epsilon rule is input x gradient."""
+    pytest.importorskip("captum")
+    model, x, target = models.ARCHITECTURES[name](8).eval(), torch.randn(2, 3, 128, 128), torch.tensor([1, 4])
+    lrp, wanted = (METHODS[f"captum {kind}"].make(model)(x, target) for kind in ("LRP", "InputXGradient"))
+    torch.testing.assert_close(lrp, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_captums_lrp_is_not_for_a_transformer():
+    pytest.importorskip("captum")
+    with pytest.raises(NotApplicable, match=r"Captum's LRP has no rule for GELU, .*layer_norm, scaled_dot_product"):
+        METHODS["captum LRP"].make(models.vit().eval())
 
 
 # Training -------------------------------------------------------------------------------------------------------------

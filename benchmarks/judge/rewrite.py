@@ -100,7 +100,8 @@ def canonical(model: nn.Module, library: str) -> fx.GraphModule:
     """For LRP: also batch norm folded, and additions and global means as modules that have a rule.
 
     Both libraries send relevance back instead of gradients, so a functional addition would give all of it to each side.
-    Zennit's canonizers do this for torchvision's ResNets, Captum asks for its Addition_Module in the model's code.
+    Zennit's canonizers do this for torchvision's ResNets, Captum asks for its Addition_Module in the model's code. It
+    also refuses an nn.Flatten, having no rule for it, while torch.flatten passes relevance on as it is.
     """
     traced = folded(hookable(model))
     for node in list(traced.graph.nodes):
@@ -112,6 +113,11 @@ def canonical(model: nn.Module, library: str) -> fx.GraphModule:
                 with traced.graph.inserting_after(pool):
                     pool.replace_all_uses_with(flat := traced.graph.call_function(torch.flatten, (pool, 1)))
                 flat.args = (pool, 1)
+        elif node.op == "call_module" and isinstance(flatten := traced.get_submodule(node.target), nn.Flatten):
+            dims = flatten.start_dim, flatten.end_dim
+            with traced.graph.inserting_before(node):
+                node.replace_all_uses_with(traced.graph.call_function(torch.flatten, (node.args[0], *dims)))
+            traced.graph.erase_node(node)
     return _compiled(traced)
 
 
