@@ -25,17 +25,21 @@ def treatments(tagged: Tagged) -> dict[fx.Node, Treated]:
 
 
 def stand_ins(tagged: Tagged) -> dict[str, list[fx.Node]]:
-    """Operator -> its nodes for which a composite says nothing: the base set's form stands in.
+    """Operator -> its nodes for which a set of lines, or with a reference, says nothing: the base's form stands in.
 
-    Operators whose W is the same in every set (views, sums, averages) are not among them.
+    Operators whose W is the same in every set (views, sums, averages) are not among them. A rule of the set's own says
+    nothing of an operand that is held fixed.
     """
     found: dict[str, list[fx.Node]] = {}
-    for node in tagged.content if tagged.rules.lines else ():
+    rules = tagged.rules
+    for node in tagged.content if rules.lines or rules.reference is not None else ():
         rule, op = _rule(tagged, node), producer(node)[0].target
-        if rule is None or node in tagged.treatments or op in tagged.rules.same:
+        if rule is None or node in tagged.treatments or op in rules.same:
             continue
+        held = any(_live(tagged, n) for n in _others(tagged, node))
         several = len(tagged.slots[node]) > 1 and rule.product
-        if rule.dynamic or several or rule.layer or any(_live(tagged, n) for n in _others(tagged, node)):
+        untreated = rule.layer if rules.lines else None
+        if held or (not rules.says(op) and (rule.dynamic or several or untreated)):
             found.setdefault(str(op), []).append(node)
     return found
 

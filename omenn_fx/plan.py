@@ -21,6 +21,7 @@ from omenn_fx.capture import Captured, capture
 from omenn_fx.composite import treatments
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
 from omenn_fx.exporting import batch_size
+from omenn_fx.reference import add_reference
 from omenn_fx.registry import RuleSet
 from omenn_fx.roles import Tagged, tag
 from omenn_fx.select import Explain, Output, select_output, select_sources
@@ -92,6 +93,8 @@ def _fill(plan: Plan, source: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     plan.tagged.require_rules()
     plan.tagged.treatments = treatments(plan.tagged)
     plan.layout = layouts(plan.tagged)
+    if request.rules.reference is not None:
+        add_reference(plan.tagged)
 
 
 def _misfit(source: Any, leaves: list[Any]) -> str | None:

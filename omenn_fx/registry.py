@@ -21,6 +21,7 @@ from omenn_fx.mass import Even, Mass, Product, Shape
 
 Tensor = torch.Tensor
 Op = Any  # torch._ops.OpOverload, its name ("library.name.overload"), or a function of the operator module
+Reference = float | tuple[float, ...] | Tensor
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Call:
     out: Any  # the value of the result that is meant
     content: tuple[Slot, ...]
     output: int | None = None  # its position, where the operator returns several
+    reference: Call | None = None  # the same call at the reference input, in a rule of a set that has one
 
     def __getitem__(self, name: str) -> Any:
         return self.operands[name]
@@ -197,6 +199,8 @@ class RuleSet:
         lines: (condition, treatment), the first condition that a layer meets decides. See `omenn_fx.rules.sets`.
         same: operators for which the composite's own rule is the form in the table (activations, in LRP).
         folds_norms: batch norms become part of the layer before them.
+        reference: an input, whose values at every node its own rules get as `call.reference`: a number for all values,
+            one for each channel (dimension 1), or a tensor that broadcasts to one sample; None in sets without one.
     """
 
     name: str
@@ -206,10 +210,11 @@ class RuleSet:
     lines: tuple[Line, ...] = ()
     same: frozenset[Op] = frozenset()
     folds_norms: bool = False
+    reference: Reference | None = None
 
     def derive(self, name: str, doc: str = "", *lines: Line, **traits: Any) -> RuleSet:
         """A set with this one's rules, in front of which stand its own, and with lines for layers."""
-        return RuleSet(name, doc, ChainMap({}, self.table), self, lines, **traits)
+        return RuleSet(name, doc, ChainMap({}, self.table), self, lines, **{"reference": self.reference, **traits})
 
     def relined(self, *lines: Line, **traits: Any) -> RuleSet:
         """The same rules with other lines for layers."""
@@ -220,16 +225,23 @@ class RuleSet:
         """The rules of its own, in front of those of its base."""
         return self.table.maps[0] if isinstance(self.table, ChainMap) else self.table
 
+    def says(self, op: Op) -> bool:
+        """Whether it has a rule of its own for an operator, in front of the set that it is made from."""
+        return self.base is not None and (op in self.own or str(op) in self.own or self.base.says(op))
+
     def __reduce__(self) -> Any:
         """A set that has a name elsewhere too is sent by it; a composite by its lines; another whole, if it can be."""
         named = _SETS.get(self.name)
         if named is self:
             return rule_set, (self.name,)
         if named is not None and named.table is self.table:
-            return _relined, (self.name, self.lines, self._same_names(), self.folds_norms)
+            return _relined, (self.name, self.lines, self._same_names(), self._traits())
         if self.base is not None and not self.own:
-            return _derived, (self.base, self.name, self.doc, self.lines, self._same_names(), self.folds_norms)
+            return _derived, (self.base, self.name, self.doc, self.lines, self._same_names(), self._traits())
         return super().__reduce__()
+
+    def _traits(self) -> dict[str, Any]:
+        return {"folds_norms": self.folds_norms, "reference": self.reference}
 
     def _same_names(self) -> frozenset[str]:
         """An operator itself cannot be sent."""
@@ -269,6 +281,10 @@ class RuleSet:
         for op in ops:
             self.table[op] = replace(self.table[op], **traits)
 
+    def drop(self, *ops: Op) -> None:
+        """Have no rule for operators of the base, so that capture takes them apart."""
+        self.own.update(dict.fromkeys(ops))  # type: ignore[arg-type]
+
     def opaque(self, *ops: Op, **traits: Any) -> None:
         """Operators whose result depends on the input but is never a linear function of it (comparisons, argmax)."""
         for op in map(overload, ops):
@@ -282,16 +298,16 @@ class RuleSet:
         return self.get(op) is not None
 
     def __iter__(self) -> Iterator[Rule]:
-        return iter(self.table.values())
+        return filter(None, self.table.values())
 
 
-def _derived(base: RuleSet, name: str, doc: str, lines: tuple[Line, ...], same: Any, folds_norms: bool) -> RuleSet:
-    return base.derive(name, doc, *lines, same=base._named(same), folds_norms=folds_norms)
+def _derived(base: RuleSet, name: str, doc: str, lines: tuple[Line, ...], same: Any, traits: Any) -> RuleSet:
+    return base.derive(name, doc, *lines, same=base._named(same), **traits)
 
 
-def _relined(name: str, lines: tuple[Line, ...], same: Any, folds_norms: bool) -> RuleSet:
+def _relined(name: str, lines: tuple[Line, ...], same: Any, traits: Any) -> RuleSet:
     rules = rule_set(name)
-    return rules.relined(*lines, same=rules._named(same), folds_norms=folds_norms)
+    return rules.relined(*lines, same=rules._named(same), **traits)
 
 
 omenn = RuleSet("omenn", "exact dynamic-linear forms of the OMENN method (Wróbel et al., arXiv 2412.02399)")

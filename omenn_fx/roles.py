@@ -54,6 +54,7 @@ class Tagged:
     opaque: list[tuple[str, str]] = field(default_factory=list)  # (reader, live operand added as a bias)
     missing: list[fx.Node] = field(default_factory=list)  # content nodes whose operator has no rule
     treatments: dict[fx.Node, Treated] = field(default_factory=dict)  # layers that the rule set treats in its own way
+    reference: dict[fx.Node, fx.Node] = field(default_factory=dict)  # node -> its value at the rule set's reference
 
     @property
     def content(self) -> list[fx.Node]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -50,14 +50,20 @@ class Twin:
     def form(self, node: fx.Node) -> tuple[Call, Affine]:
         """The call at a node and its affine form."""
         if node not in self._forms:
-            origin, output = producer(node)
-            rule = self.tagged.rules.get(origin.target)
+            call = self._call(node, {})
+            rule = self.tagged.rules.get(call.op)
             assert rule is not None
-            operands = fx.map_arg(bind(origin), lambda n: self.values[n])
-            call = Call(origin.target, operands, self.values[node], self.tagged.slots[node], output)
+            if self.tagged.reference and self.tagged.rules.says(call.op):
+                call = replace(call, reference=self._call(node, self.tagged.reference))
             form, treatment = rule.affine(call), self.tagged.treatments.get(node)
             self._forms[node] = call, form if treatment is None else treatment(call, form)
         return self._forms[node]
+
+    def _call(self, node: fx.Node, moved: Mapping[fx.Node, fx.Node]) -> Call:
+        """The call at a node, with the values of other nodes in the place of some."""
+        origin, output = producer(node)
+        operands = fx.map_arg(bind(origin), lambda n: self.values[moved.get(n, n)])
+        return Call(origin.target, operands, self.values[moved.get(node, node)], self.tagged.slots[node], output)
 
     def push(self, tangents: Mapping[fx.Node, Any], until: fx.Node, bias: bool = False) -> Any:
         """Walk forwards to a node: W applied to tangents (and b added); None where nothing reaches it.

@@ -50,7 +50,7 @@ class Walk(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, tagged: Tagged, measure: Measure):
         super().__init__(module)
-        self.user_to_last_uses = _last_uses(module.graph)
+        self.user_to_last_uses = _last_uses(tagged)
         self.tagged, self.measure = tagged, measure
         self.content = {n for n in tagged.content if n not in tagged.sources.values()}
 
@@ -65,12 +65,13 @@ class Walk(fx.Interpreter):
         return self.env[n]
 
 
-def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+def _last_uses(tagged: Tagged) -> dict[fx.Node, list[fx.Node]]:
     """Node -> the values that nothing after it needs. A result of several needs the operands of its operator."""
     last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        for needed in (*node.all_input_nodes, *producer(node)[0].all_input_nodes):
-            last[needed] = node
+    for node in tagged.captured.graph.nodes:
+        read = (*node.all_input_nodes, *producer(node)[0].all_input_nodes)
+        reference = (tagged.reference[n] for n in (node, *read) if n in tagged.reference)
+        last.update(dict.fromkeys((*read, *reference), node))
     uses: dict[fx.Node, list[fx.Node]] = {}
     for needed, node in last.items():
         uses.setdefault(node, []).append(needed)

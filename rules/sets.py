@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 
 from omenn_fx.layer import CONVOLUTION, DENSE, EVERY, FIRST, Line
-from omenn_fx.registry import RuleSet, name_set, omenn
+from omenn_fx.registry import Reference, RuleSet, name_set, omenn
 from omenn_fx.rules import attnlrp as attention
+from omenn_fx.rules import deeplift as rescale
 from omenn_fx.rules.lrp import STABILISER, AlphaBeta, Bounds, Epsilon, Flat, Gamma, ZBox, ZPlus
 
 aten = torch.ops.aten
@@ -101,5 +102,15 @@ def attnlrp(epsilon: float = STABILISER) -> RuleSet:
     return attention.attnlrp.relined((EVERY, Epsilon(epsilon)), same=same)
 
 
-for _make in (epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_gamma_box, cp_lrp, attnlrp):
+def deeplift(reference: Reference = 0.0) -> RuleSet:
+    """DeepLIFT: the rescale rule (Shrikumar et al. 2017). C_w * (x - reference) sums to f(x) - f(reference).
+
+    Args:
+        reference: of every explained input (of integer ids, of their embeddings): a number for all values, one for
+            each channel (dimension 1), or a tensor that broadcasts to one sample.
+    """
+    return rescale.deeplift.relined(reference=reference)
+
+
+for _make in (epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_gamma_box, cp_lrp, attnlrp, deeplift):
     name_set(_make())

@@ -143,7 +143,7 @@ def test_zennits_canonizer_leaves_a_batch_norm_behind():
 
 
 @pytest.mark.parametrize("bias", ["carrier", "contribution", "none"])
-@pytest.mark.parametrize("name", COMPOSITES)
+@pytest.mark.parametrize("name", [*COMPOSITES, "deeplift"])
 def test_every_set_is_exact(name, bias):
     model, x = network(), images(3, 3, 16, 16)
     explainer = omenn_fx.transform(model, x, rules=name, bias=bias)
@@ -167,7 +167,7 @@ def test_every_block_is_exact(block, where):
 
 def test_float32_and_zeros():
     model, x = network().float(), images(2, 3, 16, 16).float()
-    for name in COMPOSITES:
+    for name in (*COMPOSITES, "deeplift"):
         explainer = omenn_fx.transform(model, x, rules=name)
         assert explainer.validate(x).ok
         assert explainer(torch.zeros_like(x)).C.isfinite().all()
@@ -280,7 +280,7 @@ def test_check_names_what_stands_in():
 def test_a_transformer_is_exact_too():
     torch.manual_seed(0)
     model, x = Block().double().eval(), images(2, 5, 8)
-    for name in COMPOSITES:
+    for name in (*COMPOSITES, "deeplift"):
         assert omenn_fx.transform(model, x, rules=name).validate(x).ok
 
 
