@@ -2,14 +2,15 @@
 
     python benchmarks/speed.py                                             # everything: hours on two cores
     python benchmarks/speed.py --models resnet18 --batch 1 --threads 1     # some of the races
+    python benchmarks/speed.py --rules                                     # rule sets in onnxruntime, against omenn
     python benchmarks/speed.py --device cuda                               # into a result file with the GPU's name
     python benchmarks/speed.py --show                                      # the tables of the result file alone
     python benchmarks/speed.py --markdown                                  # the same for the documentation
 
 A race is one model at one batch size with so many threads. Its contestants take turns in one process, so that a slow
 minute of the machine hits all of them. Times are processor seconds where one thread works, else of the clock; medians.
-A ratio is to the forward in the same runtime and race. The result file is written after every race, and the same
-command goes on where it was stopped. `race/contestants.py` says who runs.
+A ratio is to the forward in the same runtime and race, of a rule set besides to the explainer by omenn. The result file
+is written after every race, and the same command goes on where it was stopped. `race/contestants.py` says who runs.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import zoo.preload  # noqa: F401  (torchvision beside a CPU build of torch)
 from contest import clock, device_name, interleaved, peak_memory
 from race import tables
-from race.contestants import CONTESTANTS, DEPLOYED, NotApplicable, Race, Ready
-from race.models import MODELS, Subject, subject
+from race.contestants import CONTESTANTS, DEPLOYED, PLAIN, NotApplicable, Race, Ready
+from race.models import MODELS, WITH_SETS, Subject, subject
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "captum", "zennit")
@@ -65,6 +66,8 @@ def run(race: Race, names: list[str], rounds: int, label: str) -> dict[str, Row]
     for name, times in taken.items():
         own = taken.get(f"{CONTESTANTS[name].runtime} forward", {"median": float("nan")})
         rows[name] |= times | {"ratio": times["median"] / own["median"], "peak": peaks.get(name)}
+        if CONTESTANTS[name].rules and PLAIN in taken:
+            rows[name]["times_omenn"] = times["median"] / taken[PLAIN]["median"]
     return {name: rows[name] for name in names}
 
 
@@ -75,11 +78,12 @@ def peak(race: Race, name: str, ready: Ready) -> int | None:
     return peak_memory(ready.run, race.device)
 
 
-def asked(methods: list[str] | None, batch: int) -> list[str]:
-    """The contestants at a batch size, the forwards of their runtimes among them."""
-    chosen = [n for n in methods or CONTESTANTS if batch == 1 or not CONTESTANTS[n].single]
-    forwards = {f"{CONTESTANTS[n].runtime} forward" for n in chosen}
-    return [n for n in CONTESTANTS if n in chosen or n in forwards]
+def asked(methods: list[str] | None, batch: int, sets: bool = False) -> list[str]:
+    """The contestants at a batch size, in a race of rule sets or another; who they are compared with among them."""
+    fit = [n for n, c in CONTESTANTS.items() if bool(c.rules) == sets and (batch == 1 or not c.single)]
+    chosen = [n for n in fit if not methods or n in methods]
+    beside = {f"{CONTESTANTS[n].runtime} forward" for n in chosen} | ({PLAIN} if sets else set())
+    return [n for n in CONTESTANTS if n in chosen or n in beside]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -122,6 +126,10 @@ def main(
     threads: Annotated[list[int] | None, typer.Option(help="default: 1 and all; all with a GPU")] = None,
     methods: Annotated[list[str] | None, typer.Option(help="names as in race/contestants.py")] = None,
     rounds: Annotated[int, typer.Option(help="at batch 1; half as many at larger ones")] = 11,
+    rules: Annotated[
+        bool,
+        typer.Option("--rules", help=f"rule sets in onnxruntime; default: {', '.join(WITH_SETS)}, batch 1, 1 thread"),
+    ] = False,
     device: str = "cpu",
     out: Annotated[Path | None, typer.Option(help="default: results/speed.json, with a GPU's name for a GPU")] = None,
     again: Annotated[bool, typer.Option("--again", help="also the races that the result file has")] = False,
@@ -144,14 +152,16 @@ def main(
         warnings.simplefilter("ignore")
         torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU too
         every = [os.cpu_count() or 1] if device.startswith("cuda") else sorted({1, os.cpu_count() or 1})
-        courses = [(b, t) for t in threads or every for b in batch or (1, 8)]
-        compete(list(models or MODELS), courses, methods, rounds, device, path, again, console)
+        sizes, every = ((1,), every[:1]) if rules else ((1, 8), every)
+        courses = [(b, t) for t in threads or every for b in batch or sizes]
+        chosen = models or (WITH_SETS if rules else MODELS)
+        compete(list(chosen), courses, methods, rules, rounds, device, path, again, console)
     tables.show(read(path), console)
 
 
 def compete(
-    models: list[str], courses: list[tuple[int, int]], methods: list[str] | None, rounds: int, device: str, path: Path,
-    again: bool, console: Console,
+    models: list[str], courses: list[tuple[int, int]], methods: list[str] | None, sets: bool, rounds: int, device: str,
+    path: Path, again: bool, console: Console,
 ) -> None:  # fmt: skip
     """All races that the result file does not have yet, model by model."""
     done, total = 0, len(models) * len(courses)
@@ -159,7 +169,8 @@ def compete(
         raced: Subject | None = None
         for batch, threads in courses:
             done += 1
-            key, wanted = f"{name}, batch {batch}, {threads} threads", asked(methods, batch)
+            key = f"{name}, batch {batch}, {threads} threads{', rule sets' if sets else ''}"
+            wanted = asked(methods, batch, sets)
             if not again and finished(read(path)["races"].get(key), wanted):
                 continue
             raced = raced or subject(name, device)
@@ -168,7 +179,8 @@ def compete(
             rows = run(Race(raced, batch, threads), wanted, turns, f"{key} ({done} of {total})")
             results = read(path)
             results["setting"] = {"device": device_name(device), **installed()}
-            results["races"][key] = {"model": name, "batch": batch, "threads": threads, "rounds": turns, "rows": rows}
+            race = {"model": name, "batch": batch, "threads": threads, "rounds": turns}
+            results["races"][key] = race | ({"sets": True} if sets else {}) | {"rows": rows}
             write(path, results)
             console.print(f"{key}: {sum('median' in row for row in rows.values())} of {len(rows)} ran", highlight=False)
             gc.collect()

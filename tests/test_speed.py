@@ -73,6 +73,24 @@ def test_a_race_and_going_on_with_it(small, tmp_path, monkeypatch):
     CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
+def test_a_race_of_rule_sets_is_one_of_its_own(small, tmp_path):
+    app = typer.Typer()
+    app.command()(speed.main)
+    out, name = tmp_path / "speed.json", "onnxruntime explainer, epsilon_plus_flat"
+    arguments = ["--rules", "--models", "small", "--methods", name, "--rounds", "3", "--out", str(out)]
+    said = CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    results = json.loads(out.read_text())
+    rows = results["races"]["small, batch 1, 1 threads, rule sets"]["rows"]
+    assert list(rows) == ["onnxruntime forward", "onnxruntime explainer", name]  # who is compared comes along
+    times = rows[name]["median"] / rows["onnxruntime explainer"]["median"]
+    assert math.isclose(rows[name]["times_omenn"], times, rel_tol=1e-2)
+    assert rows[name]["bytes"] > rows["onnxruntime explainer"]["bytes"]
+    assert rows[name]["completeness"] < 1e-5
+    assert "rule sets, batch 1, 1 thread" in said
+    assert list(tables.courses(results)) == []  # the other tables do not have them
+    assert f"{rows[name]['times_omenn']:.2f} x omenn" in tables.markdown(results)
+
+
 def test_what_runs_is_the_explanation():
     """Each of ours gives the same map, and the peer its own, of the input's shape."""
     race = Race(Subject(Net().eval(), torch.randn(1, 3, 8, 8)), batch=2, threads=1)

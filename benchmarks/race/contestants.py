@@ -17,6 +17,7 @@ from judge.methods import METHODS, Method, NotApplicable, zennit
 from torch import Tensor
 
 import omenn_fx
+from omenn_fx.registry import rule_sets
 
 from .models import Subject
 
@@ -64,12 +65,14 @@ class Contestant:
         runtime: its times are compared with the forward of this one.
         slow: it takes many forwards, and a turn in some rounds only.
         single: at batch 1 only.
+        rules: it explains by this rule set, in a race of rule sets; "" in all other races.
     """
 
     make: Callable[[Race], Ready]
     runtime: str = "torch"
     slow: bool = False
     single: bool = False
+    rules: str = ""
 
 
 # torch --------------------------------------------------------------------------------------------------------------
@@ -137,9 +140,9 @@ def deployed_forward(race: Race) -> Ready:
     return Ready(_session(race, race.subject.forward_file, provider, (race.x.cpu().numpy(),)))
 
 
-def deployed_explainer(race: Race, dtype: str = "float32") -> Ready:
+def deployed_explainer(race: Race, dtype: str = "float32", rules: str = "omenn") -> Ready:
     provider = _provider(race)
-    written = race.subject.explainer_file(dtype)
+    written = race.subject.explainer_file(dtype, rules)
     assert written.proof is not None
     facts = {"completeness": written.proof.completeness, "proof": str(written.proof), "bytes": written.size}
     x = race.x.to("cpu", getattr(torch, dtype)).numpy()
@@ -185,6 +188,7 @@ EPSILON_PLUS = Method(
     partial(zennit, composite="EpsilonPlus"), "Montavon et al. 2019; Zennit", "batch norm folded", copy=True
 )
 COMPILED, DEPLOYED = "torch.compile", "onnxruntime"
+PLAIN = "onnxruntime explainer"  # what an explainer by another rule set is compared with
 CONTESTANTS: dict[str, Contestant] = {
     "torch forward": Contestant(forward),
     "torch explainer": Contestant(explainer),
@@ -193,7 +197,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "torch.compile explainer": Contestant(compiled_explainer, COMPILED),
     "AOTInductor explainer": Contestant(ahead_of_time, COMPILED, single=True),
     "onnxruntime forward": Contestant(deployed_forward, DEPLOYED),
-    "onnxruntime explainer": Contestant(deployed_explainer, DEPLOYED),
+    PLAIN: Contestant(deployed_explainer, DEPLOYED),
     "onnxruntime explainer, float16": Contestant(partial(deployed_explainer, dtype="float16"), DEPLOYED, single=True),
     "zennit EpsilonPlus": Contestant(partial(peer, EPSILON_PLUS)),
     **{
@@ -202,5 +206,10 @@ CONTESTANTS: dict[str, Contestant] = {
             "zennit EpsilonPlusFlat", "captum LRP", "captum DeepLift", "captum InputXGradient",
             "captum IntegratedGradients",
         )
+    },
+    **{
+        f"{PLAIN}, {rules}": Contestant(partial(deployed_explainer, rules=rules), DEPLOYED, rules=rules)
+        for rules in rule_sets()
+        if rules != "omenn"
     },
 }  # fmt: skip

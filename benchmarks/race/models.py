@@ -57,6 +57,7 @@ MODELS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
     "vit_b_16": ("ViT-B/16", partial(torchvision_model, "vit_b_16"), IMAGE),
     "bert_base": ("BERT-base, 128 tokens", lambda: randomised(Embedded()), TOKENS),
 }
+WITH_SETS = ("resnet18", "vit_b_16")  # those that rule sets race on: a convolutional network and a transformer
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Subject:
     model: nn.Module
     x: Tensor
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
-    _written: dict[str, OnnxFile] = field(default_factory=dict)
+    _written: dict[tuple[str, str], OnnxFile] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -85,10 +86,12 @@ class Subject:
         torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=free).save(path)
         return path
 
-    def explainer_file(self, dtype: str) -> OnnxFile:
-        if dtype not in self._written:
-            self._written[dtype] = self.explainer.to_onnx(self.folder / f"{dtype}.onnx", self.x, dtype=dtype)
-        return self._written[dtype]
+    def explainer_file(self, dtype: str, rules: str = "omenn") -> OnnxFile:
+        if (dtype, rules) not in self._written:
+            explainer = self.explainer if rules == "omenn" else omenn_fx.transform(self.model, self.x, rules=rules)
+            path = self.folder / f"{rules}-{dtype}.onnx"
+            self._written[dtype, rules] = explainer.to_onnx(path, self.x, dtype=dtype)
+        return self._written[dtype, rules]
 
 
 def subject(name: str, device: str = "cpu") -> Subject:

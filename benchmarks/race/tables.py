@@ -14,24 +14,32 @@ from .models import MODELS
 Races = dict[str, dict[str, Any]]  # model -> method -> row
 
 
-def courses(results: dict[str, Any]) -> Iterator[tuple[int, int, Races]]:
-    """Batch size, threads, and the rows of the models that were raced so."""
-    races = results["races"].values()
+def courses(results: dict[str, Any], sets: bool = False) -> Iterator[tuple[int, int, Races]]:
+    """Batch size, threads, and the rows of the models that were raced so; of the races of rule sets, or all others."""
+    races = [race for race in results["races"].values() if race.get("sets", False) == sets]
     for threads, batch in sorted({(race["threads"], race["batch"]) for race in races}):
         found = {r["model"]: r["rows"] for r in races if (r["threads"], r["batch"]) == (threads, batch)}
         yield batch, threads, {name: found[name] for name in MODELS if name in found}
 
 
-def title(batch: int, threads: int) -> str:
-    return f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+def every_course(results: dict[str, Any]) -> Iterator[tuple[int, int, Races, bool]]:
+    """All courses, and whether they are of rule sets: these last."""
+    for sets in (False, True):
+        for course in courses(results, sets):
+            yield *course, sets
+
+
+def title(batch: int, threads: int, sets: bool) -> str:
+    return f"{'rule sets, ' if sets else ''}batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    """Milliseconds and the ratio to the forward."""
+    """Milliseconds and the ratio to the forward; of a rule set also that to the omenn explainer."""
     if not row or "median" not in row:
         return "" if not row else "failed" if "failed" in row else "–"
     ratio = "" if row["ratio"] == 1 else f" ({row['ratio']:.2f})"
-    return f"{milliseconds(row['median'])}{ratio}"
+    beside = f", {row['times_omenn']:.2f} x omenn" if "times_omenn" in row else ""
+    return f"{milliseconds(row['median'])}{ratio}{beside}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -40,9 +48,9 @@ def milliseconds(seconds: float) -> str:
 
 def show(results: dict[str, Any], console: Console) -> None:
     """Times with ratios, peak memory, and the reasons where a method did not run."""
-    for batch, threads, races in courses(results):
+    for batch, threads, races, sets in every_course(results):
         for heading, each in (("milliseconds (ratio to the forward)", cell), ("peak memory, MiB", _peak)):
-            table = Table(title=f"{title(batch, threads)}: {heading}")
+            table = Table(title=f"{title(batch, threads, sets)}: {heading}")
             table.add_column("")
             for name in races:
                 table.add_column(MODELS[name][0], justify="right")
@@ -77,8 +85,8 @@ def reasons(results: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
 def markdown(results: dict[str, Any]) -> str:
     """Times with ratios, a table for each batch size and number of threads."""
     parts = []
-    for batch, threads, races in courses(results):
-        head = [f"| {title(batch, threads)} | {' | '.join(MODELS[name][0] for name in races)} |"]
+    for batch, threads, races, sets in every_course(results):
+        head = [f"| {title(batch, threads, sets)} | {' | '.join(MODELS[name][0] for name in races)} |"]
         head.append("|---" + "|--:" * len(races) + "|")
         body = (
             f"| {method} | {' | '.join(cell(rows.get(method)) for rows in races.values())} |"
