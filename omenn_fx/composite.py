@@ -61,6 +61,7 @@ def layers(tagged: Tagged) -> dict[fx.Node, Layer]:
             last=behind[node] == 0,
             depth=depth,
             positive=operand in positive,
+            rectified=all(_sign(tagged, user) == "rectified" for user in node.users),
         )
     return found
 
@@ -114,11 +115,16 @@ def _positive(tagged: Tagged) -> set[fx.Node]:
     """Values that are known to have no negative entry."""
     found: set[fx.Node] = set()
     for node in tagged.content:
-        rule, call = _rule(tagged, node), producer(node)[0]
-        if rule is None:
-            continue
-        read = [n for n in call.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-        sign = rule.sign(bind(call)) if callable(rule.sign) else rule.sign
-        if sign == "positive" or (sign == "kept" and all(n in found for n in read)):
+        sign = _sign(tagged, node)
+        read = [n for n in producer(node)[0].all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        if sign in ("positive", "rectified") or (sign == "kept" and all(n in found for n in read)):
             found.add(node)
     return found
+
+
+def _sign(tagged: Tagged, node: fx.Node) -> str | None:
+    """What the rule set knows of the sign of a node's result."""
+    rule = _rule(tagged, node) if node in tagged.role else None
+    if rule is None:
+        return None
+    return rule.sign(bind(producer(node)[0])) if callable(rule.sign) else rule.sign

@@ -21,6 +21,7 @@ class Layer:
         first, last: no layer comes before it on any way from the explained inputs (behind it on any to the output).
         depth: where it stands on the longest way, 0 to 1.
         positive: its operand is known to have no negative values, as behind a ReLU.
+        rectified: only ReLUs read its result: where that is negative, the adjoint is 0.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Layer:
     last: bool
     depth: float
     positive: bool
+    rectified: bool
 
 
 @dataclass(frozen=True)

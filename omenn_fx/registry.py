@@ -140,7 +140,8 @@ class Rule:
     source: bool = False  # turns integer ids into content (embedding)
     layer: str | None = None  # "convolution" or "dense": a layer, where its weights are constant
     sign: str | Callable[[Mapping[str, Any]], str | None] | None = None
-    # "positive": the result has no negative values; "kept": it has none if its operands have none
+    # "positive": the result has no negative values; "rectified": it is max(x, 0), or less; "kept": it has no negative
+    # values if its operands have none
     accepts: Callable[[Mapping[str, Any]], bool] | None = None  # which calls have the form, where not all have
 
     def multiplies(self, slot: Slot) -> bool:

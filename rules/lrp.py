@@ -13,7 +13,7 @@ all of h is b', marked as relevance, which every bias policy carries in the bloc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from omenn_fx.mass import Even, Mass
 from omenn_fx.registry import Affine, Bias, Call, Slot
 
 Tensor = torch.Tensor
+Weights = Callable[[Tensor], Tensor]
 Bounds = float | tuple[float, ...]  # of all values, or of each channel
 STABILISER = 1e-6
 
@@ -62,15 +63,20 @@ def only(form: Affine) -> tuple[Slot, Linear]:
     return slot, linear
 
 
-def signed(call: Call, form: Affine, layer: Layer, up: Callable[[Tensor], Tensor], down: Any, absorb: bool) -> Part:
+def plain(call: Call, form: Affine) -> tuple[Tensor, Any]:
+    """The layer as it is: W x, which is the result without its bias, and the bias."""
+    bias = None if form.bias is None else form.bias.broadcast(len(call.out.shape))
+    return (call.out, None) if bias is None else (call.out - bias, bias)
+
+
+def signed(call: Call, form: Affine, layer: Layer, up: Weights, down: Weights, absorb: bool = False) -> Part:
     """Weights changed by `up` on positive operands and by `down` on negative ones; the bias changed by `up`."""
     slot, linear = only(form)
-    x = call.at(slot)
-    bias = None if absorb or form.bias is None else up(form.bias.broadcast(len(call.out.shape)))
-    if layer.positive:
-        upper = linear.weighted(up)
-        return Part(upper, upper.apply(x), bias)
+    x, bias = call.at(slot), plain(call, form)[1]
     upper, lower = linear.weighted(up), linear.weighted(down)
+    changed = None if absorb or bias is None else up(bias)
+    if layer.positive:
+        return Part(upper, upper.apply(x), changed)
     z = upper.apply(positive(x)) + lower.apply(negative(x))
     above, below = (x > 0).to(x.dtype), (x < 0).to(x.dtype)
     shape = call.shape(slot)
@@ -78,7 +84,7 @@ def signed(call: Call, form: Affine, layer: Layer, up: Callable[[Tensor], Tensor
         Chain(upper, Diagonal(above, shape, shape)),
         Chain(lower, Diagonal(below, shape, shape)),
     )
-    return Part(split, z, bias)
+    return Part(split, z, changed)
 
 
 def shared(call: Call, form: Affine, *parts: tuple[Part, Tensor]) -> Affine:
@@ -99,9 +105,7 @@ class Epsilon:
 
     def __call__(self, call: Call, form: Affine, layer: Layer) -> Affine:
         """See the class."""
-        _, linear = only(form)
-        bias = None if form.bias is None else form.bias.broadcast(len(call.out.shape))
-        part = Part(linear, call.out if bias is None else call.out - bias, bias)
+        part = Part(only(form)[1], *plain(call, form))
         return shared(call, form, (part, call.out / stabilised(call.out, self.epsilon)))
 
 
@@ -132,8 +136,8 @@ class AlphaBeta:
 
     def __call__(self, call: Call, form: Affine, layer: Layer) -> Affine:
         """See the class."""
-        up = signed(call, form, layer, positive, negative, False)
-        down = signed(call, form, layer, negative, positive, False)
+        up = signed(call, form, layer, positive, negative)
+        down = signed(call, form, layer, negative, positive)
         return shared(
             call,
             form,
@@ -161,14 +165,13 @@ class Gamma:
         def less(w: Tensor) -> Tensor:
             return w + self.gamma * negative(w)
 
-        up = signed(call, form, layer, more, less, False)
-        down = signed(call, form, layer, less, more, False)
-        return shared(
-            call,
-            form,
-            (up, positive(call.out) / stabilised(up.whole, self.stabiliser)),
-            (down, negative(call.out) / stabilised(down.whole, self.stabiliser)),
-        )
+        up = signed(call, form, layer, more, less)
+        above = (up, positive(call.out) / stabilised(up.whole, self.stabiliser))
+        if layer.rectified:
+            return shared(call, form, above)
+        down = signed(call, form, layer, less, more)
+        down = replace(down, z=(2 + self.gamma) * plain(call, form)[0] - up.z)  # z + gamma (z^+ + z^-) make both
+        return shared(call, form, above, (down, negative(call.out) / stabilised(down.whole, self.stabiliser)))
 
 
 # Relevance by position -----------------------------------------------------------------------------------------------

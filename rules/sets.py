@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from omenn_fx.layer import CONVOLUTION, DENSE, EVERY, FIRST, Line
+from omenn_fx.layer import CONVOLUTION, DENSE, EVERY, FIRST, Line, Where
 from omenn_fx.registry import Reference, RuleSet, name_set, omenn
 from omenn_fx.rules import attnlrp as attention
 from omenn_fx.rules import deeplift as rescale
@@ -102,6 +102,27 @@ def attnlrp(epsilon: float = STABILISER) -> RuleSet:
     return attention.attnlrp.relined((EVERY, Epsilon(epsilon)), same=same)
 
 
+def omenn_gamma(early: float = 0.3, gamma: float = 0.1, stabiliser: float = STABILISER) -> RuleSet:
+    """Our own: each cure where its illness is. Dense layers, attention and norms keep the exact forms of `omenn`.
+
+    A layer's positive and negative parts cancel, and what cancels is noise in the map. It grows with every layer behind
+    which it is, so the first ones, where it would be largest, take positive parts alone; the later ones, which tell
+    classes apart by what speaks against them, only favour those a little. See docs/faithfulness.md for both parameters.
+
+    Args:
+        early: up to which depth (0 to 1) convolutions are early ones.
+        gamma: how much positive parts are favoured in the others.
+        stabiliser: of z' at 0.
+    """
+    return composite(
+        "omenn_gamma",
+        "omenn, with flat in a first convolution, z+ in early ones and gamma in the others (omenn-fx)",
+        (FIRST & CONVOLUTION, Flat()),
+        (CONVOLUTION & Where(depth=(0.0, early)), ZPlus(stabiliser=stabiliser)),
+        (CONVOLUTION, Gamma(gamma, stabiliser)),
+    )
+
+
 def deeplift(reference: Reference = 0.0) -> RuleSet:
     """DeepLIFT: the rescale rule (Shrikumar et al. 2017). C_w * (x - reference) sums to f(x) - f(reference).
 
@@ -112,5 +133,14 @@ def deeplift(reference: Reference = 0.0) -> RuleSet:
     return rescale.deeplift.relined(reference=reference)
 
 
-for _make in (epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_gamma_box, cp_lrp, attnlrp, deeplift):
+for _make in (
+    epsilon_plus,
+    epsilon_plus_flat,
+    epsilon_alpha2_beta1,
+    epsilon_gamma_box,
+    cp_lrp,
+    attnlrp,
+    deeplift,
+    omenn_gamma,
+):
     name_set(_make())

@@ -1,4 +1,4 @@
-"""Signs: which operators never return negative values, and which return none where they read none."""
+"""Signs: which operators never return negative values, which return none where they read none, and which 0 for them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from omenn_fx.registry import omenn
 
 aten = torch.ops.aten
 
+omenn.mark(aten.relu.default, aten.relu6.default, sign="rectified")
 omenn.mark(
-    aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default,
+    aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default,
     aten.abs.default, aten.square.default, aten.exp.default, aten.exp2.default, aten.sqrt.default,
     aten.softmax.int, aten._softmax.default,
     sign="positive",
@@ -40,7 +41,9 @@ def _of_sum(operands: Mapping[str, Any]) -> str | None:
 
 def _of_bounds(operands: Mapping[str, Any]) -> str | None:
     low = operands.get("min", operands.get("min_val"))
-    return "positive" if isinstance(low, (int, float)) and low >= 0 else None
+    if not isinstance(low, (int, float)) or low < 0:
+        return None
+    return "rectified" if low == 0 else "positive"
 
 
 omenn.mark(aten.add.Tensor, sign=_of_sum)

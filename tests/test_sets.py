@@ -1,6 +1,7 @@
 """Rule sets: composites of LRP against Zennit's, exactness of every set, and what a set says of a model."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from omenn_fx.registry import omenn, rule_set
 from omenn_fx.rules import lrp, sets
 
 COMPOSITES = ("epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box")
+OTHERS = ("deeplift", "omenn_gamma")
 BLOCKS = (
     lrp.Epsilon(0.1), lrp.ZPlus(), lrp.ZPlus(absorb=True), lrp.AlphaBeta(2, 1), lrp.AlphaBeta(1, 0), lrp.Gamma(0.5),
     lrp.Flat(), lrp.WSquare(), lrp.ZBox(-3.0, 3.0),
@@ -143,7 +145,7 @@ def test_zennits_canonizer_leaves_a_batch_norm_behind():
 
 
 @pytest.mark.parametrize("bias", ["carrier", "contribution", "none"])
-@pytest.mark.parametrize("name", [*COMPOSITES, "deeplift"])
+@pytest.mark.parametrize("name", [*COMPOSITES, *OTHERS])
 def test_every_set_is_exact(name, bias):
     model, x = network(), images(3, 3, 16, 16)
     explainer = omenn_fx.transform(model, x, rules=name, bias=bias)
@@ -167,7 +169,7 @@ def test_every_block_is_exact(block, where):
 
 def test_float32_and_zeros():
     model, x = network().float(), images(2, 3, 16, 16).float()
-    for name in (*COMPOSITES, "deeplift"):
+    for name in (*COMPOSITES, *OTHERS):
         explainer = omenn_fx.transform(model, x, rules=name)
         assert explainer.validate(x).ok
         assert explainer(torch.zeros_like(x)).C.isfinite().all()
@@ -205,6 +207,21 @@ def test_a_block_does_what_its_formula_says():
     torch.testing.assert_close(absorbed, z.clamp(min=0) / z.clamp(min=0).sum(1, keepdim=True) * h)
 
 
+def test_a_rectified_layer_needs_no_rule_for_negative_results():
+    """Behind a ReLU no relevance comes back to a negative result."""
+    model, x = network(), images(3, 3, 16, 16)
+
+    def both_ways(call, form, layer):
+        return lrp.Gamma(0.5)(call, form, replace(layer, rectified=False))
+
+    one, other = (
+        omenn_fx.transform(model, x, rules=sets.composite("one", "", (EVERY, block)))(x, target=2)
+        for block in (lrp.Gamma(0.5), both_ways)
+    )
+    torch.testing.assert_close(one.C, other.C)
+    torch.testing.assert_close(one.C_w, other.C_w)
+
+
 # Where a line applies ------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +233,7 @@ def test_layers_are_found():
         ("dense", "13"), ("dense", "16"),
     ]  # fmt: skip
     assert [one.positive for one in found] == [False, True, False, True, True, True]
+    assert [one.rectified for one in found] == [True, False, True, True, True, False]
     assert [one.first for one in found] == [True] + [False] * 5
     assert [one.last for one in found] == [False] * 5 + [True]
     assert [one.depth for one in found] == [0, 0.2, 0.4, 0.6, 0.8, 1]
@@ -280,7 +298,7 @@ def test_check_names_what_stands_in():
 def test_a_transformer_is_exact_too():
     torch.manual_seed(0)
     model, x = Block().double().eval(), images(2, 5, 8)
-    for name in (*COMPOSITES, "deeplift"):
+    for name in (*COMPOSITES, *OTHERS):
         assert omenn_fx.transform(model, x, rules=name).validate(x).ok
 
 
@@ -320,7 +338,7 @@ def test_batch_norms_fold_without_a_copy():
 # Deployed ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COMPOSITES)
+@pytest.mark.parametrize("name", [*COMPOSITES, "omenn_gamma"])
 def test_sets_in_onnxruntime(name, tmp_path):
     pytest.importorskip("onnxruntime")
     model, x = network().float(), images(3, 3, 16, 16).float()

@@ -57,13 +57,13 @@ class Method:
 # omenn --------------------------------------------------------------------------------------------------------------
 
 
-def omenn(model: nn.Module, bias: str = "carrier", smooth: float | None = None) -> Attribute:
+def omenn(model: nn.Module, bias: str = "carrier", smooth: float | None = None, rules: str = "omenn") -> Attribute:
     """C = C_w * X + C_b, or C_w * X alone where biases are not carried.
 
     With `smooth` as a picture shows it: channels summed, outliers cut at the 99th percentile, and smoothed with a
     standard deviation of that part of the image's side; the sum stays.
     """
-    explainer = omenn_fx.transform(model, bias=bias)
+    explainer = omenn_fx.transform(model, bias=bias, rules=rules)
 
     def attribute(x: Tensor, target: Tensor) -> Tensor:
         C = explainer(x, target=target).C
@@ -276,6 +276,11 @@ METHODS: dict[str, Method] = {
     "omenn none display": Method(partial(omenn, bias="none", smooth=FINE), _OMENN, f"C_w * X; {_DISPLAY}"),
     "omenn display wide": Method(
         partial(omenn, smooth=WIDE), _OMENN, f"biases carried by position; {_DISPLAY}, four times as wide"
+    ),
+    "omenn gamma": Method(
+        partial(omenn, rules="omenn_gamma"),
+        'omenn-fx, rules="omenn_gamma"',
+        "flat first, z+ up to 0.3 of the depth, gamma 0.1 in later convolutions, all else exact",
     ),
     "captum Saliency": Method(partial(captum, kind="Saliency"), "Simonyan et al. 2014; Captum", "absolute value"),
     "captum InputXGradient": Method(partial(captum, kind="InputXGradient"), "Shrikumar et al. 2016; Captum"),
