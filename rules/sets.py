@@ -15,6 +15,7 @@ from omenn_fx.registry import Reference, RuleSet, name_set, omenn
 from omenn_fx.rules import attnlrp as attention
 from omenn_fx.rules import deeplift as rescale
 from omenn_fx.rules.lrp import STABILISER, AlphaBeta, Bounds, Epsilon, Flat, Gamma, ZBox, ZPlus
+from omenn_fx.rules.shortcuts import split_by_size
 
 aten = torch.ops.aten
 
@@ -52,6 +53,15 @@ def epsilon_plus_flat(epsilon: float = STABILISER, stabiliser: float = STABILISE
         (FIRST, Flat()),
         (CONVOLUTION, ZPlus(stabiliser=stabiliser)),
         (DENSE, Epsilon(epsilon)),
+    )
+
+
+def epsilon_plus_split(epsilon: float = STABILISER, stabiliser: float = STABILISER) -> RuleSet:
+    """LRP: as epsilon_plus_flat, and relevance at residual additions split by size."""
+    return split_by_size(
+        epsilon_plus_flat(epsilon, stabiliser),
+        "epsilon_plus_split",
+        "LRP: epsilon_plus_flat, with additions split in proportion to |h| (Otsuki et al. 2024)",
     )
 
 
@@ -134,13 +144,7 @@ def deeplift(reference: Reference = 0.0) -> RuleSet:
 
 
 for _make in (
-    epsilon_plus,
-    epsilon_plus_flat,
-    epsilon_alpha2_beta1,
-    epsilon_gamma_box,
-    cp_lrp,
-    attnlrp,
-    deeplift,
-    omenn_gamma,
-):
+    epsilon_plus, epsilon_plus_flat, epsilon_plus_split, epsilon_alpha2_beta1, epsilon_gamma_box, cp_lrp, attnlrp,
+    deeplift, omenn_gamma,
+):  # fmt: skip
     name_set(_make())

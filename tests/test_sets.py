@@ -12,9 +12,10 @@ from omenn_fx.composite import layers
 from omenn_fx.layer import CONVOLUTION, DENSE, EVERY, FIRST, LAST, Where
 from omenn_fx.registry import omenn, rule_set
 from omenn_fx.rules import lrp, sets
+from omenn_fx.rules.shortcuts import split_by_size
 
 COMPOSITES = ("epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box")
-OTHERS = ("deeplift", "omenn_gamma")
+OTHERS = ("deeplift", "omenn_gamma", "epsilon_plus_split")
 BLOCKS = (
     lrp.Epsilon(0.1), lrp.ZPlus(), lrp.ZPlus(absorb=True), lrp.AlphaBeta(2, 1), lrp.AlphaBeta(1, 0), lrp.Gamma(0.5),
     lrp.Flat(), lrp.WSquare(), lrp.ZBox(-3.0, 3.0),
@@ -220,6 +221,30 @@ def test_a_rectified_layer_needs_no_rule_for_negative_results():
     )
     torch.testing.assert_close(one.C, other.C)
     torch.testing.assert_close(one.C_w, other.C_w)
+
+
+class Residual(nn.Module):
+    """A shortcut that cancels most of its branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(torch.add(x, self.branch(x), alpha=-2))
+
+
+def test_additions_split_by_size():
+    torch.manual_seed(0)
+    model, x = Residual().double().eval(), images(4, 6)
+    split = omenn_fx.transform(model, x, rules=split_by_size(omenn, "split", "omenn, additions by size"), bias="none")
+    assert split.validate(x).ok
+    branch = model.branch(x).detach()
+    h, w = x - 2 * branch, model.head.weight[1].detach()
+    ratio = w * h / (x.abs() + 2 * branch.abs())
+    expected = x.sign() * ratio + 2 * (branch.sign() * ratio) @ model.branch.weight.detach()
+    torch.testing.assert_close(split(x, target=1).C_w, expected)
+    assert omenn_fx.transform(model, x, rules="epsilon_plus_split")(torch.zeros_like(x)).C.isfinite().all()
 
 
 # Where a line applies ------------------------------------------------------------------------------------------------
