@@ -30,6 +30,7 @@ from omenn_fx.rules import (
 )
 
 gradient.fill()
+sets.name_all()
 
 __all__ = [
     "attention",

@@ -124,12 +124,14 @@ def omenn_gamma(early: float = 0.3, gamma: float = 0.1, stabiliser: float = STAB
         gamma: how much positive parts are favoured in the others.
         stabiliser: of z' at 0.
     """
-    return composite(
+    return omenn.derive(
         "omenn_gamma",
         "omenn, with flat in a first convolution, z+ in early ones and gamma in the others (omenn-fx)",
         (FIRST & CONVOLUTION, Flat()),
         (CONVOLUTION & Where(depth=(0.0, early)), ZPlus(stabiliser=stabiliser)),
         (CONVOLUTION, Gamma(gamma, stabiliser)),
+        same=frozenset(omenn.table),
+        folds_norms=True,
     )
 
 
@@ -143,8 +145,10 @@ def deeplift(reference: Reference = 0.0) -> RuleSet:
     return rescale.deeplift.relined(reference=reference)
 
 
-for _make in (
-    epsilon_plus, epsilon_plus_flat, epsilon_plus_split, epsilon_alpha2_beta1, epsilon_gamma_box, cp_lrp, attnlrp,
-    deeplift, omenn_gamma,
-):  # fmt: skip
-    name_set(_make())
+def name_all() -> None:
+    """Make the sets known by their names, when the table of omenn is full."""
+    for make in (
+        epsilon_plus, epsilon_plus_flat, epsilon_plus_split, epsilon_alpha2_beta1, epsilon_gamma_box, cp_lrp, attnlrp,
+        deeplift, omenn_gamma,
+    ):  # fmt: skip
+        name_set(make())

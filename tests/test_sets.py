@@ -317,6 +317,7 @@ def test_check_names_what_stands_in():
     treated = [n for n in report.nodes if n.reason.startswith("epsilon_plus: Epsilon")]
     assert len(treated) == 3
     assert not omenn_fx.check(Block().eval(), x).warnings
+    assert not omenn_fx.check(Block().eval(), x, rules="omenn_gamma").warnings  # all else as in omenn is its own rule
     assert not omenn_fx.check(network(), torch.empty(2, 3, 16, 16).double(), rules="epsilon_plus").warnings
 
 
