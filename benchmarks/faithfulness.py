@@ -29,7 +29,7 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).resolve().parent))
 import zoo.preload  # noqa: F401  (torchvision beside a CPU build of torch)
 from judge import metrics, sanity
-from judge.bootstrap import difference, interval
+from judge.bootstrap import Interval, difference, interval
 from judge.methods import METHODS, Method, NotApplicable
 from judge.models import ASSETS, MODELS, Judged, forward, randomised
 
@@ -150,6 +150,7 @@ def show(results: dict[str, Any], console: Console) -> None:
             for state in ("not applicable", "failed"):
                 if state in row:
                     console.print(f"  [bold]{method}[/] {state}: {row[state]}", highlight=False)
+    console.print(held_out_table(results))
     console.print(sanity_table(results))
 
 
@@ -170,6 +171,26 @@ def table_of(name: str, model: Row) -> Table:
         mark = " *" if method in METHODS and METHODS[method].copy else ""
         table.add_row(method + mark, str(means[method]), less, *cells, f"{row['seconds per image']:.3f}", style=style)
     return table
+
+
+def held_out_table(results: dict[str, Any]) -> Table:
+    """On the half of the images that no parameter of omenn_gamma was chosen on: every second one."""
+    table = Table(title=f"held-out half of the images: {ORDER}")
+    names = list(results["models"])
+    for heading in ("method", *names):
+        table.add_column(heading, no_wrap=heading == "method")
+    gains = {
+        method: [_held_out(results["models"][name]["methods"].get(method, {})) for name in names] for method in METHODS
+    }
+    first = [max((g.mean for row in gains.values() if (g := row[i])), default=0.0) for i in range(len(names))]
+    for method, row in sorted(gains.items(), key=lambda item: -sum(g.mean for g in item[1] if g)):
+        cells = [f"{g}{' (first)' if g.mean == best else ''}" if g else "-" for g, best in zip(row, first, strict=True)]
+        table.add_row(method, *cells, style="bold" if method.startswith("omenn") else None)
+    return table
+
+
+def _held_out(row: Row) -> Interval | None:
+    return interval(row["scores"][ORDER][1::2]) if "scores" in row else None
 
 
 def sanity_table(results: dict[str, Any]) -> Table:

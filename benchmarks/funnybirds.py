@@ -3,6 +3,7 @@
     python benchmarks/funnybirds.py                                # all methods, all models with trained weights
     python benchmarks/funnybirds.py --model vgg --method omenn --method "captum DeepLift" --again
     python benchmarks/funnybirds.py --images 500                   # all test birds instead of five of each class
+    python benchmarks/funnybirds.py --held-out                     # birds that no parameter was chosen on
     python benchmarks/funnybirds.py --rescore                      # the scores anew from kept importances
     python benchmarks/funnybirds.py --show                         # the tables of the result file alone
 
@@ -36,6 +37,7 @@ from contest import device_name
 from judge.methods import METHODS, NotApplicable
 
 RESULTS = Path(__file__).resolve().parent / "results" / "funnybirds.json"
+HELD_OUT = RESULTS.with_name("funnybirds-held-out.json")
 ORACLE, RANDOM = "oracle", "random"
 Row = dict[str, Any]
 console = Console(width=150)
@@ -68,8 +70,15 @@ class Model:
 
     def about(self) -> Row:
         own = with_intervals(lambda w: protocol.of_model(self.birds, self.answers, w), len(self.birds))
+        kind = "held-out" if self.birds.held_out else "test"
         asked = int(protocol.contrasting(self.birds, self.answers).sum())
-        return {**self.classifier.about, **own, "images": len(self.birds), "images_of_target_sensitivity": asked}
+        return {
+            **self.classifier.about,
+            **own,
+            "images": len(self.birds),
+            "birds": kind,
+            "images_of_target_sensitivity": asked,
+        }
 
     def judge(self, method: str, batch: int, rescore: bool) -> Row:
         """One row of the table; {"not_applicable": reason} or {"failed": ...} where there is none."""
@@ -118,10 +127,11 @@ def show(results: dict[str, Any]) -> None:
     """One table per model, the best mean first."""
     for name, entry in results["models"].items():
         about, rows = entry["about"], entry["methods"]
+        birds = f"{about['images']} {about.get('birds', 'test')} birds"
         scored = {m: row for m, row in rows.items() if "mean" in row}
         table = Table(
             title=f"{name}: accuracy {about['accuracy'][0]:.1%}, background independence "
-            f"{about['background_independence'][0]:.1%}, {about['images']} images; ± half the 95 % interval"
+            f"{about['background_independence'][0]:.1%}, {birds}; ± half the 95 % interval"
         )
         table.add_column("method", no_wrap=True)
         for title in ("mean", "completeness", "correctness", "contrastivity", "CSDC", "PC", "DC", "D", "seconds"):
@@ -163,10 +173,12 @@ def main(
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     again: Annotated[bool, typer.Option(help="also what the result file has")] = False,
     rescore: Annotated[bool, typer.Option(help="also what it has, from kept importances where there are any")] = False,
-    out: Path = RESULTS,
+    held_out: Annotated[bool, typer.Option(help="other birds: five of each class none of which the rest sees")] = False,
+    out: Annotated[Path | None, typer.Option(help="where the results are")] = None,
     show_only: Annotated[bool, typer.Option("--show", help="print the result file's tables")] = False,
 ) -> None:
     """Judge attribution methods by the FunnyBirds protocol."""
+    out = out or (HELD_OUT if held_out else RESULTS)
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"models": {}}
     if show_only:
         show(results)
@@ -175,7 +187,7 @@ def main(
     unknown = sorted(set(methods) - {ORACLE, RANDOM, *METHODS})
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join([ORACLE, RANDOM, *METHODS])}")
-    birds = Birds(images)
+    birds = Birds(images, held_out=held_out)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         for name in model or trained():

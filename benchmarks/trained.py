@@ -2,6 +2,7 @@
 
     python benchmarks/trained.py
     python benchmarks/trained.py --model "MNIST LSTM"
+    python benchmarks/trained.py --rules omenn_gamma
 
 The sum is taken in float64 of the float32 values in the file's outputs, so that the error is the file's alone. S is the
 sum of the magnitudes that were added: of C_w * X at each input value, of the share of each biased node.
@@ -82,13 +83,13 @@ MODELS: dict[str, Callable[[], Trained]] = {
 }
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, rules: str) -> dict[str, Any]:
     """The worst completeness error of an exported file over all inputs of its model, each row's top class explained."""
     trained = MODELS[name]()
     start = {key: value[:2] for key, value in trained.inputs.items()}
     positional = tuple(start.values()) if "x" in start else ()
     named = {} if positional else start
-    explainer = omenn_fx.transform(trained.model, positional, example_kwargs=named)
+    explainer = omenn_fx.transform(trained.model, positional, example_kwargs=named, rules=rules)
     with tempfile.TemporaryDirectory() as folder:
         written = explainer.to_onnx(
             Path(folder) / "model.onnx", *positional, outputs=("logits", "C", "C_w", "X", "bias", "target"),
@@ -126,12 +127,14 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 def main(
     model: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(MODELS)}")] = None,
-    out: Path = RESULTS / "trained.json",
+    rules: Annotated[str, typer.Option(help="a rule set")] = "omenn",
+    out: Annotated[Path | None, typer.Option(help="where the results are, by default by rule set")] = None,
 ) -> None:
     """Run exported explainers over trained models' data and write the result as JSON."""
     warnings.simplefilter("ignore")
-    results = {name: measure(name) for name in model or MODELS}
-    setting = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "rows": ROWS}
+    out = out or RESULTS / ("trained.json" if rules == "omenn" else f"trained-{rules}.json")
+    results = {name: measure(name, rules) for name in model or MODELS}
+    setting = {"rules": rules, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "rows": ROWS}
     out.write_text(json.dumps({"setting": setting, "models": results}, indent=2) + "\n")
     show(results, Console())
 

@@ -296,6 +296,11 @@ def test_a_run_writes_goes_on_and_shows_the_best_first(tmp_path, monkeypatch):
     table = faithfulness.table_of("net", results["models"]["net"])
     gains = [float(str(cell).split()[0]) for cell in table.columns[1].cells]
     assert gains == sorted(gains, reverse=True)
+    held_out = faithfulness.held_out_table(results)
+    cells = dict(zip(held_out.columns[0].cells, held_out.columns[1].cells, strict=True))
+    half = rows["omenn"]["scores"][faithfulness.ORDER][1::2]
+    assert cells["omenn"].startswith(f"{sum(half) / 2:.3f} ")
+    assert cells["captum LRP"] == "-"
     faithfulness.show(results, console)
     assert "rank correlation with shuffled weights" in console.export_text()
 

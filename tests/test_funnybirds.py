@@ -199,6 +199,14 @@ def test_background_independence(made_up):
 # On the rendered birds ------------------------------------------------------------------------------------------------
 
 
+def test_held_out_birds_are_others(real):
+    seen, held_out = data.Birds(250), data.Birds(250, held_out=True)
+    assert (np.bincount(held_out.labels) == 5).all()
+    both = np.concatenate([seen.images, held_out.images])
+    assert len(np.unique(both.reshape(500, -1), axis=0)) == 500
+    assert seen.name != held_out.name  # of the files that are kept
+
+
 def test_masks_and_interventions(real):
     reader = assets.module_at(assets.ASSETS / "funnybirds" / "funnybirds.py")
     birds = reader.TestSet()

@@ -20,17 +20,22 @@ class Birds:
     """The test birds (500, all parts present), with every intervention.
 
     Attributes:
+        name: which birds these are.
         images: uint8 [N, 128, 128, 3]; labels: int64 [N], 0..49.
         backgrounds: int64 [N], the number of background objects of each scene.
         variants: int64 [50, 5], which beak, eye, foot, tail and wing each class has.
     """
 
-    def __init__(self, images: int | None = None, folder: Path = ASSETS / "funnybirds"):
+    def __init__(self, images: int | None = None, folder: Path = ASSETS / "funnybirds", held_out: bool = False):
+        """So many birds, as many of each class as of any other, or one more; `held_out`: counted from the other end."""
         reader = module_at(folder / "funnybirds.py")
         self._set = reader.TestSet(str(folder))
         rows = np.arange(len(self._set.images))
-        if images is not None:  # as many of each class as of any other, or one more
-            rows = np.sort(np.argsort(rows % 10, kind="stable")[:images])
+        if images is not None:
+            of_class = 9 - rows % 10 if held_out else rows % 10
+            rows = np.sort(np.argsort(of_class, kind="stable")[:images])
+        self.held_out = held_out
+        self.name = f"{len(rows)}{'-held-out' * held_out}"
         self._rows = rows
         self._ids = [reader.PART_IDS[kind] for kind in KINDS]
         self._first_background = reader.FIRST_BACKGROUND

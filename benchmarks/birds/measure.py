@@ -19,12 +19,12 @@ Step = Callable[[int], None]
 
 
 def kept(classifier: Classifier, birds: Birds, what: str) -> Path:
-    """Where arrays of a model are kept: the name changes with its weights and with the number of images."""
+    """Where arrays of a model are kept: the name changes with its weights and with the birds."""
     digest = hashlib.sha256()
     for value in classifier.model.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().tobytes())
     safe = what.replace(" ", "-")
-    return CACHE / f"funnybirds-{classifier.name}-{digest.hexdigest()[:12]}-{len(birds)}-{safe}.npz"
+    return CACHE / f"funnybirds-{classifier.name}-{digest.hexdigest()[:12]}-{birds.name}-{safe}.npz"
 
 
 def answers(classifier: Classifier, birds: Birds, device: str, step: Step = lambda n: None) -> Answers:
