@@ -180,7 +180,8 @@ def main() -> None:
     """Print the tables of every result file that is there."""
     for name, show in SHOWN.items():
         print(f"<!-- results: {name} -->")
-        for path in sorted((BENCHMARKS / "results").glob(f"{name}*.json")):  # speed.json, and one for each GPU
+        found = (BENCHMARKS / "results").glob(f"{name}*.json")  # speed.json, and one for each GPU
+        for path in sorted(found, key=lambda path: path.stem):
             results = json.loads(path.read_text(encoding="utf-8"))
             sheet = Sheet()
             show(results, sheet)
