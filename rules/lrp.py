@@ -12,6 +12,7 @@ all of h is b', marked as relevance, which every bias policy carries in the bloc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -150,7 +151,8 @@ class AlphaBeta:
 class Gamma:
     """z'_jk = w_jk x_j + gamma (w_jk x_j)^+ where h_k > 0, and with the negative part where h_k < 0.
 
-    Montavon et al. 2019; for operands of any sign Andeol et al. 2021.
+    Montavon et al. 2019; for operands of any sign Andeol et al. 2021. At gamma = inf only the favoured part is left: z+
+    that follows a negative result by its negative parts, so that no factor h_k / z'_k is above 1.
     """
 
     gamma: float = 0.25
@@ -158,19 +160,21 @@ class Gamma:
 
     def __call__(self, call: Call, form: Affine, layer: Layer) -> Affine:
         """See the class."""
+        alone = math.isinf(self.gamma)
 
         def more(w: Tensor) -> Tensor:
-            return w + self.gamma * positive(w)
+            return positive(w) if alone else w + self.gamma * positive(w)
 
         def less(w: Tensor) -> Tensor:
-            return w + self.gamma * negative(w)
+            return negative(w) if alone else w + self.gamma * negative(w)
 
         up = signed(call, form, layer, more, less)
         above = (up, positive(call.out) / stabilised(up.whole, self.stabiliser))
         if layer.rectified:
             return shared(call, form, above)
         down = signed(call, form, layer, less, more)
-        down = replace(down, z=(2 + self.gamma) * plain(call, form)[0] - up.z)  # z + gamma (z^+ + z^-) make both
+        if not alone:  # z + gamma (z^+ + z^-) make both
+            down = replace(down, z=(2 + self.gamma) * plain(call, form)[0] - up.z)
         return shared(call, form, above, (down, negative(call.out) / stabilised(down.whole, self.stabiliser)))
 
 

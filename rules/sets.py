@@ -8,6 +8,8 @@ which other implementations lose, is a bias share here.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from omenn_fx.layer import CONVOLUTION, DENSE, EVERY, FIRST, Line, Where
@@ -116,19 +118,19 @@ def omenn_gamma(early: float = 0.3, gamma: float = 0.1, stabiliser: float = STAB
     """Our own: each cure where its illness is. Dense layers, attention and norms keep the exact forms of `omenn`.
 
     A layer's positive and negative parts cancel, and what cancels is noise in the map. It grows with every layer behind
-    which it is, so the first ones, where it would be largest, take positive parts alone; the later ones, which tell
-    classes apart by what speaks against them, only favour those a little. See docs/faithfulness.md for both parameters.
+    which it is, so the first ones, where it would be largest, take the parts of a result's own sign alone; the later
+    ones, which tell classes apart by what speaks against them, only favour those a little. docs/sets.md has the rest.
 
     Args:
         early: up to which depth (0 to 1) convolutions are early ones.
-        gamma: how much positive parts are favoured in the others.
+        gamma: how much these parts are favoured in the others.
         stabiliser: of z' at 0.
     """
     return omenn.derive(
         "omenn_gamma",
         "omenn, with flat in a first convolution, z+ in early ones and gamma in the others (omenn-fx)",
         (FIRST & CONVOLUTION, Flat()),
-        (CONVOLUTION & Where(depth=(0.0, early)), ZPlus(stabiliser=stabiliser)),
+        (CONVOLUTION & Where(depth=(0.0, early)), Gamma(math.inf, stabiliser)),
         (CONVOLUTION, Gamma(gamma, stabiliser)),
         same=frozenset(omenn.table),
         folds_norms=True,

@@ -1,5 +1,6 @@
 """Rule sets: composites of LRP against Zennit's, exactness of every set, and what a set says of a model."""
 
+import math
 import pickle
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ COMPOSITES = ("epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsi
 OTHERS = ("deeplift", "omenn_gamma", "epsilon_plus_split")
 BLOCKS = (
     lrp.Epsilon(0.1), lrp.ZPlus(), lrp.ZPlus(absorb=True), lrp.AlphaBeta(2, 1), lrp.AlphaBeta(1, 0), lrp.Gamma(0.5),
-    lrp.Flat(), lrp.WSquare(), lrp.ZBox(-3.0, 3.0),
+    lrp.Gamma(math.inf), lrp.Flat(), lrp.WSquare(), lrp.ZBox(-3.0, 3.0),
 )  # fmt: skip
 TINY = 1e-12  # a stabiliser that leaves nothing to compare but the rules
 
@@ -203,6 +204,9 @@ def test_a_block_does_what_its_formula_says():
     favoured = z + 0.5 * (sign * z).clamp(min=0) * sign
     whole = favoured.sum(1, keepdim=True) + b + 0.5 * (sign * b).clamp(min=0) * sign
     torch.testing.assert_close(relevance(lrp.Gamma(0.5, 0)), favoured / whole * h)
+    alone = (sign * z).clamp(min=0)
+    whole = alone.sum(1, keepdim=True) + (sign * b).clamp(min=0)
+    torch.testing.assert_close(relevance(lrp.Gamma(math.inf, 0)), alone / whole * h)
     torch.testing.assert_close(relevance(lrp.WSquare()), w**2 / (w**2).sum() * h)
     absorbed = relevance(lrp.ZPlus(absorb=True, stabiliser=0))
     torch.testing.assert_close(absorbed, z.clamp(min=0) / z.clamp(min=0).sum(1, keepdim=True) * h)
@@ -245,6 +249,18 @@ def test_additions_split_by_size():
     expected = x.sign() * ratio + 2 * (branch.sign() * ratio) @ model.branch.weight.detach()
     torch.testing.assert_close(split(x, target=1).C_w, expected)
     assert omenn_fx.transform(model, x, rules="epsilon_plus_split")(torch.zeros_like(x)).C.isfinite().all()
+
+
+def test_no_result_amplifies_what_its_parts_cancel():
+    """A negative result of parts that are almost all negative: z+ divides by the little that is positive."""
+    layer = nn.Linear(2, 1, bias=False).double().eval()
+    layer.weight.data = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    x = torch.tensor([[1e-9, 1.0]], dtype=torch.float64)
+    largest = {
+        block: omenn_fx.transform(layer, x, rules=sets.composite("one", "", (EVERY, block)))(x).C_w.abs().max()
+        for block in (lrp.ZPlus(stabiliser=0), lrp.Gamma(math.inf), lrp.Gamma(0.1))
+    }
+    assert [bool(value > 2) for value in largest.values()] == [True, False, False]
 
 
 # Where a line applies ------------------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ METHODS: dict[str, Method] = {
     "omenn gamma": Method(
         partial(omenn, rules="omenn_gamma"),
         'omenn-fx, rules="omenn_gamma"',
-        "flat first, z+ up to 0.3 of the depth, gamma 0.1 in later convolutions, all else exact",
+        "flat first, gamma infinite up to 0.3 of the depth, 0.1 in later convolutions, all else exact",
     ),
     "captum Saliency": Method(partial(captum, kind="Saliency"), "Simonyan et al. 2014; Captum", "absolute value"),
     "captum InputXGradient": Method(partial(captum, kind="InputXGradient"), "Shrikumar et al. 2016; Captum"),
