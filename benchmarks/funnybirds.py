@@ -127,7 +127,7 @@ def show(results: dict[str, Any]) -> None:
     """One table per model, the best mean first."""
     for name, entry in results["models"].items():
         about, rows = entry["about"], entry["methods"]
-        birds = f"{about['images']} {about.get('birds', 'test')} birds"
+        birds = f"{about['images']} {about['birds']} birds"
         scored = {m: row for m, row in rows.items() if "mean" in row}
         table = Table(
             title=f"{name}: accuracy {about['accuracy'][0]:.1%}, background independence "

@@ -139,31 +139,11 @@ def _shape_only(node: fx.Node) -> bool:
 
 def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     """Parameters, buffers and constants become attributes; user inputs stay placeholders, in order."""
-    root = nn.Module()
-    graph = fx.Graph()
-    env: dict[fx.Node, Any] = {}
-    kinds = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
-    inputs: list[fx.Node] = []
+    root, graph = nn.Module(), fx.Graph()
     placeholders = program.graph.find_nodes(op="placeholder")
-    for node in placeholders:
-        if kinds[node.name].kind == InputKind.USER_INPUT:
-            new = graph.placeholder(node.name)
-            new.meta = dict(node.meta)
-            env[node] = new
-            inputs.append(new)
     double = any(isinstance(v := n.meta.get("val"), torch.Tensor) and v.dtype == torch.float64 for n in placeholders)
-    for node in placeholders:
-        spec = kinds[node.name]
-        if spec.kind == InputKind.USER_INPUT:
-            continue
-        target = str(spec.target)
-        tensor = program.state_dict.get(target, program.constants.get(target))
-        if not isinstance(tensor, torch.Tensor):
-            raise CaptureError(f"the model holds '{target}', which is not a tensor ({type(tensor).__name__})")
-        _assign(root, target, tensor)
-        new = graph.create_node("get_attr", target, name=target.replace(".", "_"))
-        new.meta = dict(node.meta)
-        env[node] = new
+    env: dict[fx.Node, Any] = _inputs_and_constants(program, root, graph)
+    inputs = [node for node in env.values() if node.op == "placeholder"]
     outputs: list[Any] = []
     widened = False
     for node in program.graph.nodes:
@@ -190,6 +170,24 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     changes = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
     mutated = tuple(str(s.target) for s in program.graph_signature.output_specs if s.kind in changes)
     return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, symbol is not None, widened, mutated)
+
+
+def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """What stands for each placeholder of a program: an input, or a tensor of the model, which becomes an attribute."""
+    signature = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
+    kinds = {node: signature[node.name] for node in program.graph.find_nodes(op="placeholder")}
+    users = [node for node, spec in kinds.items() if spec.kind == InputKind.USER_INPUT]
+    env = {node: graph.placeholder(node.name) for node in users}  # in front of everything else
+    for node, spec in kinds.items():
+        if node not in env:
+            target = str(spec.target)
+            tensor = program.state_dict.get(target, program.constants.get(target))
+            if not isinstance(tensor, torch.Tensor):
+                raise CaptureError(f"the model holds '{target}', which is not a tensor ({type(tensor).__name__})")
+            _assign(root, target, tensor)
+            env[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
+        env[node].meta = dict(node.meta)
+    return env
 
 
 def _widen(node: fx.Node) -> bool:

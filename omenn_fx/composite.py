@@ -11,7 +11,7 @@ from torch import fx
 from omenn_fx.capture import place_of
 from omenn_fx.layer import Layer, Treated
 from omenn_fx.registry import Rule
-from omenn_fx.roles import Role, Tagged, bind, producer, slots_of
+from omenn_fx.roles import Role, Tagged, bind, producer, read_by, slots_of
 
 
 def treatments(tagged: Tagged) -> dict[fx.Node, Treated]:
@@ -91,9 +91,9 @@ def operands(tagged: Tagged, node: fx.Node) -> list[fx.Node]:
 
 
 def _others(tagged: Tagged, node: fx.Node) -> list[fx.Node]:
-    """The operands of a node that carry no content into it."""
+    """The operands of a node that it reads and that carry no content into it."""
     content = operands(tagged, node)
-    return [n for n in producer(node)[0].all_input_nodes if n not in content]
+    return [n for n in read_by(producer(node)[0], _rule(tagged, node)) if n not in content]
 
 
 def _live(tagged: Tagged, node: fx.Node) -> bool:

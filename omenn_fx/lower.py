@@ -151,25 +151,9 @@ def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx
     captured = tagged.captured
     graph = fx.Graph()
     tracer = _Tracer(graph, getattr(value_of(tagged.output), "fake_mode", None))
-    env: dict[fx.Node, fx.Node] = {}
-    for node in captured.graph.nodes:
-        if node.op == "placeholder":
-            env[node] = graph.node_copy(node)
-    cotangent = graph.placeholder(COTANGENT)
-    cotangent.meta["val"] = value_of(tagged.output)
-    values: dict[fx.Node, Any] = {}
-    for node in captured.graph.nodes:
-        if node.op == "output":
-            continue
-        if node.op != "placeholder":
-            env[node] = graph.node_copy(node, env.__getitem__)
-        if node.target is torch.ops.aten.sym_size.int:
-            tracer.sizes.setdefault(str(value_of(node)), tracer.proxy(env[node]))
-        values[node] = tracer.proxy(env[node])
-        if node.op == "placeholder":
-            tracer.starts_at(values[node])
+    values, cotangent = _forward(tagged, tracer)
     twin = Twin(tagged, values, tracer.within)
-    pulled = twin.pull({tagged.output: tracer.proxy(cotangent)}, policy)
+    pulled = twin.pull({tagged.output: cotangent}, policy)
     shares = []
     for node, mass in pulled.shares.items():
         with tracer.within(node, "share"):
@@ -182,8 +166,8 @@ def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx
         table: Any = torch.stack(shares, 1) if shares else None
     sources = list(tagged.sources.values())
     result = {
-        "outputs": env[tagged.output],
-        "X": tuple(env[s] for s in sources),
+        "outputs": values[tagged.output].node,
+        "X": tuple(values[s].node for s in sources),
         "C_w": tuple(_node(pulled.adjoint.get(s), values[s]) for s in sources),
         "C_b": tuple(C_b) if policy is not None or pulled.afoot else None,
         "bias": None if table is None else table.node,
@@ -198,6 +182,26 @@ def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx
     module.meta["biased"] = [n.name for n in pulled.shares]
     module.meta["kept"] = [n.name for n in pulled.shares if n not in pulled.afoot]
     return module
+
+
+def _forward(tagged: Tagged, tracer: _Tracer) -> tuple[dict[fx.Node, Any], Any]:
+    """Copy the captured graph: the value of each of its nodes, and the cotangent, an input behind the model's own."""
+    graph, nodes = tracer.graph, tagged.captured.graph.nodes
+    env = {node: graph.node_copy(node) for node in nodes if node.op == "placeholder"}
+    cotangent = graph.placeholder(COTANGENT)
+    cotangent.meta["val"] = value_of(tagged.output)
+    values: dict[fx.Node, Any] = {}
+    for node in nodes:
+        if node.op == "output":
+            continue
+        if node.op != "placeholder":
+            env[node] = graph.node_copy(node, env.__getitem__)
+        if node.target is torch.ops.aten.sym_size.int:
+            tracer.sizes.setdefault(str(value_of(node)), tracer.proxy(env[node]))
+        values[node] = tracer.proxy(env[node])
+        if node.op == "placeholder":
+            tracer.starts_at(values[node])
+    return values, tracer.proxy(cotangent)
 
 
 def _kept(node: fx.Node) -> bool:

@@ -136,7 +136,7 @@ class Rule:
     gate: bool = False  # the result is a gate or a statistic: in a product it is the coefficient
     passes_gate: bool = False  # the result is a gate if its operands are (views, casts, additions)
     complex: bool = False  # also on complex values, where W^T is the conjugate transpose
-    factory: bool = False  # fills a new tensor of the operand's shape: no value of the operand reaches it
+    unread: tuple[str, ...] = ()  # operands of which only the shape, dtype or device is read: no value reaches h
     source: bool = False  # turns integer ids into content (embedding)
     layer: str | None = None  # "convolution" or "dense": a layer, where its weights are constant
     sign: str | Callable[[Mapping[str, Any]], str | None] | None = None

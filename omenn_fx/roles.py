@@ -93,6 +93,16 @@ def bind(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
+def read_by(node: fx.Node, rule: Rule | None, besides: tuple[str, ...] = ()) -> list[fx.Node]:
+    """The operands of a node whose values its result depends on, without those named in `besides`."""
+    left_out = {*besides, *(rule.unread if rule else ())}
+    if not left_out:
+        return node.all_input_nodes
+    found: list[fx.Node] = []
+    fx.map_arg({name: operand for name, operand in bind(node).items() if name not in left_out}, found.append)
+    return found
+
+
 def slots_of(node: fx.Node, rule: Rule) -> list[tuple[Slot, fx.Node]]:
     """The operands of a node that its rule lets carry content."""
     found = []
@@ -172,9 +182,7 @@ class _Tagger:
 
     def _reaches_beside(self, call: fx.Node, rule: Rule) -> bool:
         """Whether content could reach an operand that the rule holds fixed."""
-        beside: list[fx.Node] = []
-        fx.map_arg({k: v for k, v in bind(call).items() if k not in rule.content}, beside.append)
-        return any(o in self.carrying for o in beside)
+        return any(o in self.carrying for o in read_by(call, rule, besides=rule.content))
 
     def _match(self, overrides: Mapping[str, str]) -> dict[fx.Node, str]:
         forced: dict[fx.Node, str] = {}
@@ -205,8 +213,8 @@ class _Tagger:
         edges.add_nodes_from(self.sources.values())
         for node in self.captured.graph.nodes:
             rule = self.rules.get(node.target)
-            if _is_value(node) and not (rule and rule.factory):
-                edges.add_edges_from((operand, node) for operand in node.all_input_nodes)
+            if _is_value(node):
+                edges.add_edges_from((operand, node) for operand in read_by(node, rule))
         return edges
 
     def _carry(self) -> None:

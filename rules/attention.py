@@ -15,26 +15,33 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-def attention_weights(call: Call) -> Tensor:
-    """softmax(scale * Q K^T + mask) of a scaled_dot_product_attention; a row without any key is 0, as in torch."""
-    query, key, mask = call["query"], call["key"], call["attn_mask"]
-    scale = call["scale"] if call["scale"] is not None else 1 / math.sqrt(query.shape[-1])
-    scores = torch.matmul(query * scale, _heads(key, call).transpose(-2, -1))
+def scale_of(call: Call) -> float:
+    """The scale of the scores of a scaled_dot_product_attention."""
+    return call["scale"] if call["scale"] is not None else 1 / math.sqrt(call["query"].shape[-1])
+
+
+def groups_of(call: Call) -> int:
+    """How many query heads each key and value head serves (grouped-query attention)."""
+    return call["query"].shape[-3] // call["key"].shape[-3] if call["enable_gqa"] else 1
+
+
+def attention_scores(call: Call) -> Tensor:
+    """scale * Q K^T + mask."""
+    query, key, mask, groups = call["query"], call["key"], call["attn_mask"], groups_of(call)
+    keys = torch.repeat_interleave(key, groups, -3) if groups > 1 else key
+    scores = torch.matmul(query * scale_of(call), keys.transpose(-2, -1))
     if call["is_causal"]:
         rows = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
         scores = scores.masked_fill(~torch.tril(rows), -math.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    weights = torch.softmax(scores, -1)
-    masked = mask is not None
-    return torch.nan_to_num(weights, nan=0.0) if masked else weights
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def _heads(value: Tensor, call: Call) -> Tensor:
-    """Grouped-query attention: each key and value head serves several query heads."""
-    if not call["enable_gqa"]:
-        return value
-    return torch.repeat_interleave(value, call["query"].shape[-3] // value.shape[-3], -3)
+def attention_weights(call: Call) -> Tensor:
+    """softmax(scale * Q K^T + mask); a row without any key is 0, as in torch."""
+    weights = torch.softmax(attention_scores(call), -1)
+    return weights if call["attn_mask"] is None else torch.nan_to_num(weights, nan=0.0)
 
 
 class GroupedHeads(Linear):
@@ -63,15 +70,12 @@ class GroupedHeads(Linear):
     accepts=lambda operands: operands["dropout_p"] == 0,  # dropped at random it has no fixed weights
 )
 def _attention(call: Call) -> Linear:
-    value = list(call.shape())
+    value, groups = list(call.shape()), groups_of(call)
     averages = call["attn_mask"] is None  # behind a mask a row may read no key at all
-    if not call["enable_gqa"]:
+    if groups == 1:
         return LeftMatrix(attention_weights(call), value, call.out.shape, averages)
-    heads = call["query"].shape[-3]
-    wide = [*value[:-3], heads, *value[-2:]]
-    return Chain(
-        LeftMatrix(attention_weights(call), wide, call.out.shape, averages), GroupedHeads(heads // value[-3], value)
-    )
+    wide = [*value[:-3], value[-3] * groups, *value[-2:]]
+    return Chain(LeftMatrix(attention_weights(call), wide, call.out.shape, averages), GroupedHeads(groups, value))
 
 
 # Softmax as content --------------------------------------------------------------------------------------------------

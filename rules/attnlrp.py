@@ -14,7 +14,7 @@ import torch
 from omenn_fx.linear import Chain, Diagonal, Sum
 from omenn_fx.registry import Affine, Call, omenn
 from omenn_fx.rules.elementwise import quotient
-from omenn_fx.rules.jacobian import OfSoftmax, attention_terms, scaled, with_remainder
+from omenn_fx.rules.jacobian import of_attention, of_softmax, scaled, with_remainder
 from omenn_fx.rules.structural import piece
 
 aten = torch.ops.aten
@@ -41,7 +41,7 @@ attnlrp.mark(aten.sigmoid.default, aten.hardsigmoid.default, aten.exp.default, g
 
 @attnlrp.register(*SOFTMAX, dynamic=True)
 def _softmax(call: Call) -> Affine:
-    return with_remainder(call, {call.content[0]: OfSoftmax(call.out, call["dim"], call.shape())})
+    return with_remainder(call, {call.content[0]: of_softmax(call.out, call["dim"], call.shape())})
 
 
 @attnlrp.register(aten.glu.default, dynamic=True)
@@ -67,5 +67,5 @@ def _attention(call: Call) -> Affine:
     product = 0.5 if "value" in content and len(content) > 1 else 1.0
     scores = 0.5 * product if content >= {"query", "key"} else product
     shares = {"query": scores, "key": scores, "value": product, "attn_mask": product}
-    terms = attention_terms(call)
+    terms = of_attention(call)
     return with_remainder(call, {s: scaled(terms[s.name], shares[s.name], call) for s in call.content})

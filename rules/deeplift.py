@@ -31,26 +31,19 @@ from omenn_fx.linear import Centre, Chain, ComplexDiagonal, Diagonal, Linear, Re
 from omenn_fx.mass import Shape
 from omenn_fx.registry import Affine, Call, Form, Rule, Slot, omenn
 from omenn_fx.rules import normalization, opaque, pooling, selection, statistics  # noqa: F401  (fill omenn)
-from omenn_fx.rules.attention import FromMean, GroupedHeads
-from omenn_fx.rules.bilinear import LeftMatrix, RightMatrix, dims_of
+from omenn_fx.rules.attention import FromMean, attention_scores
+from omenn_fx.rules.bilinear import dims_of
 from omenn_fx.rules.elementwise import quotient
 from omenn_fx.rules.gradient import bounded, gradient
-from omenn_fx.rules.jacobian import scaled, with_remainder
-from omenn_fx.rules.structural import Permute, piece
+from omenn_fx.rules.jacobian import attention_terms, scaled, with_remainder
+from omenn_fx.rules.structural import piece
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
-# Of these operands no value reaches the result.
-SHAPE_OF_ANOTHER = frozenset({
-    aten.expand_as.default, aten.reshape_as.default, aten.view_as.default, aten.type_as.default, aten.to.other,
-    aten.copy.default,
-})  # fmt: skip
-
 deeplift = omenn.derive(
     "deeplift",
     "DeepLIFT: the rescale rule against a reference input (Shrikumar et al. 2017)",
-    same=SHAPE_OF_ANOTHER,
     reference=0.0,
 )
 
@@ -316,7 +309,7 @@ _normalises(aten.instance_norm.default, form=normalization.instance_norm)
 # Softmax and attention -----------------------------------------------------------------------------------------------
 
 
-def of_softmax(logs: Tensor, logs0: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+def softmax_change(logs: Tensor, logs0: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
     """M and p of s - s0 = diag(M) (I - 1 p^T) (x - x0), and of log sum e^x - log sum e^x0 = p^T (x - x0).
 
     `logs` is u = log s: e^u - e^u0 = M (u - u0) by the rule of exp, and u - u0 = (x - x0) - (one number for all). That
@@ -327,7 +320,7 @@ def of_softmax(logs: Tensor, logs0: Tensor, dims: list[int]) -> tuple[Tensor, Te
 
 
 def _of_scores(x: Tensor, x0: Tensor, dim: int, shape: Shape) -> Linear:
-    multiplier, parts = of_softmax(torch.log_softmax(x, dim), torch.log_softmax(x0, dim), [dim])
+    multiplier, parts = softmax_change(torch.log_softmax(x, dim), torch.log_softmax(x0, dim), [dim])
     return Chain(Diagonal(multiplier, shape, shape), FromMean(parts, dim, shape))
 
 
@@ -339,7 +332,7 @@ def _softmax(call: Call) -> Affine:
 
 @own(aten.log_softmax.int, aten._log_softmax.default)
 def _log_softmax(call: Call) -> Affine:
-    _, parts = of_softmax(call.out, before(call).out, [call["dim"]])
+    _, parts = softmax_change(call.out, before(call).out, [call["dim"]])
     return with_remainder(call, {call.content[0]: FromMean(parts, call["dim"], call.shape())})
 
 
@@ -348,46 +341,17 @@ def _logsumexp(call: Call) -> Affine:
     dims, shape = dims_of(call), call.shape()
     reduced = Reduction(dims, call["keepdim"], shape)
     logs, logs0 = (c.x - (c.out if call["keepdim"] else reduced.with_dims(c.out)) for c in (call, before(call)))
-    _, parts = of_softmax(logs, logs0, dims)
+    _, parts = softmax_change(logs, logs0, dims)
     return with_remainder(call, {call.content[0]: Chain(reduced, Diagonal(parts, shape, shape))})
-
-
-def _scores(call: Call, keys: Tensor, scale: float) -> Tensor:
-    """scale Q K^T + mask."""
-    query, mask = call["query"], call["attn_mask"]
-    scores = torch.matmul(query * scale, keys.transpose(-2, -1))
-    if call["is_causal"]:
-        rows = torch.ones(query.shape[-2], keys.shape[-2], dtype=torch.bool, device=query.device)
-        scores = scores.masked_fill(~torch.tril(rows), -math.inf)
-    if mask is None:
-        return scores
-    return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
 @own(aten.scaled_dot_product_attention.default, content=("query", "key", "value", "attn_mask"), dynamic=True)
 def _attention(call: Call) -> Affine:
     """A V, A = softmax(scale Q K^T + mask): two products with a softmax between them."""
-    groups = call["query"].shape[-3] // call["key"].shape[-3] if call["enable_gqa"] else 1
-    scale = call["scale"] if call["scale"] is not None else 1 / math.sqrt(call["query"].shape[-1])
-    heads = {n: [GroupedHeads(groups, call.shape(n))] if groups > 1 else [] for n in ("key", "value")}
-
-    def wide(name: str, value: Tensor) -> Tensor:
-        return heads[name][0].apply(value) if groups > 1 else value
-
-    query, key, value = (mean(call, Slot(name)) for name in ("query", "key", "value"))
-    key, value = wide("key", key), wide("value", value)
-    x, x0 = (_scores(c, wide("key", c["key"]), scale) for c in (call, before(call)))
+    halfway = exchanged(call, {slot: mean(call, slot) for slot in map(Slot, ("query", "key", "value"))})
+    x, x0 = attention_scores(call), attention_scores(before(call))
     weights = bounded(0.5 * (torch.softmax(x, -1) + torch.softmax(x0, -1)))
-    turned, scores, size = [*key.shape[:-2], key.shape[-1], key.shape[-2]], x.shape, call.out.shape
-    swap = [*range(len(turned) - 2), len(turned) - 1, len(turned) - 2]
-    attended = [RightMatrix(value, scores, size), _of_scores(x, x0, -1, scores)]  # from the scores on
-    terms: dict[str, Linear] = {
-        "query": Chain(*attended, RightMatrix(scale * key.transpose(-2, -1), call.shape("query"), scores)),
-        "key": Chain(*attended, LeftMatrix(scale * query, turned, scores), Permute(swap, key.shape), *heads["key"]),
-        "value": Chain(LeftMatrix(weights, value.shape, size), *heads["value"]),
-    }
-    if call["attn_mask"] is not None:
-        terms["attn_mask"] = Chain(*attended, Diagonal(None, call.shape("attn_mask"), scores))
+    terms = attention_terms(halfway, weights, _of_scores(x, x0, -1, x.shape))
     return with_remainder(call, {slot: terms[slot.name] for slot in call.content})
 
 

@@ -31,7 +31,7 @@ from omenn_fx.rules import normalization
 from omenn_fx.rules.attention import FromMean
 from omenn_fx.rules.bilinear import dims_of
 from omenn_fx.rules.elementwise import limits
-from omenn_fx.rules.jacobian import OfNorm, OfSoftmax, attention_terms, scaled, with_remainder
+from omenn_fx.rules.jacobian import OfNorm, of_attention, of_softmax, scaled, with_remainder
 from omenn_fx.rules.structural import piece
 
 aten = torch.ops.aten
@@ -230,7 +230,7 @@ def _of_log_sum(call: Call) -> Linear:
 
 
 _towards(
-    lambda call: OfSoftmax(call.out, call["dim"], call.shape()),
+    lambda call: of_softmax(call.out, call["dim"], call.shape()),
     aten.softmax.int, aten._softmax.default, aten._safe_softmax.default,
 )  # fmt: skip
 _towards(
@@ -248,7 +248,7 @@ _towards(_of_log_sum, aten.logsumexp.default)
     accepts=omenn.table[aten.scaled_dot_product_attention.default].accepts,
 )
 def _attention(call: Call) -> Affine:
-    terms = attention_terms(call)
+    terms = of_attention(call)
     return with_remainder(call, {slot: terms[slot.name] for slot in call.content})
 
 
@@ -267,11 +267,6 @@ _JACOBIANS = (
     aten.cdist.default, aten._cdist_forward.default,
 )  # fmt: skip
 _SQUARES = (aten.var.correction, aten.var.dim)  # <(x - mean) / n, x - mean>, the first half frozen
-# Of these operands no value reaches the result.
-_SHAPE_OF_ANOTHER = (
-    aten.expand_as.default, aten.reshape_as.default, aten.view_as.default, aten.type_as.default, aten.to.other,
-    aten.copy.default,
-)  # fmt: skip
 
 
 def _of_factors(form: Form, call: Call) -> Affine:
@@ -300,7 +295,7 @@ def _derived(rule: Rule) -> Rule | None:
         return replace(rule, form=partial(_twice, rule.form), gate=False, total=True)
     if rule.op in _JACOBIANS:
         return replace(rule, gate=False, total=True)
-    return None if rule.dynamic or rule.gate else replace(rule, total=rule.op not in _SHAPE_OF_ANOTHER)
+    return None if rule.dynamic or rule.gate else replace(rule, total=True)
 
 
 def fill() -> None:

@@ -5,7 +5,6 @@ With W = J, the Jacobian of an operator at this input, the bias is the remainder
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from omenn_fx.linear import Chain, Diagonal, Linear
 from omenn_fx.mass import Mass, Shape
 from omenn_fx.registry import Affine, Bias, Call, Slot
-from omenn_fx.rules.attention import GroupedHeads, attention_weights
+from omenn_fx.rules.attention import FromMean, GroupedHeads, attention_weights, groups_of, scale_of
 from omenn_fx.rules.bilinear import LeftMatrix, RightMatrix
 from omenn_fx.rules.structural import Permute
 
@@ -30,32 +29,9 @@ def with_remainder(call: Call, terms: Mapping[Slot, Linear]) -> Affine:
     return Affine(terms, Bias(rest).finite())
 
 
-class OfSoftmax(Linear):
-    """J = diag(s) - s s^T along `dim`, symmetric. Mass stays where it is."""
-
-    def __init__(self, s: Tensor, dim: int, operand: Shape):
-        self.s, self.dim, self.operand = s, dim, operand
-
-    def apply(self, u: Tensor) -> Tensor:
-        own = self.s * u
-        return own - self.s * own.sum(self.dim, keepdim=True)
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return self.apply(g)
-
-    def carry(self, mass: Mass) -> Mass:
-        return mass.moved(self.operand)
-
-    def magnitude(self) -> Linear:
-        return AbsoluteOfSoftmax(self.s, self.dim, self.operand)
-
-
-class AbsoluteOfSoftmax(OfSoftmax):
-    """|J|: s (1 - s) where a position reads itself, s_i s_j elsewhere."""
-
-    def apply(self, u: Tensor) -> Tensor:
-        own = self.s * u
-        return own * (1 - self.s) + self.s * (own.sum(self.dim, keepdim=True) - own)
+def of_softmax(s: Tensor, dim: int, shape: Shape) -> Linear:
+    """J = diag(s) - s s^T along `dim`, of s = softmax(x)."""
+    return Chain(Diagonal(s, shape, shape), FromMean(s, dim, shape))
 
 
 class OfNorm(Linear):
@@ -85,19 +61,20 @@ class OfNorm(Linear):
         return OfNorm(torch.abs(self.y), self.scale, self.dims, self.operand, self.centre, sign=1.0)
 
 
-def attention_terms(call: Call) -> dict[str, Linear]:
-    """The derivatives of softmax(scale Q K^T + mask) V towards query, key, value and mask."""
+def attention_terms(call: Call, weights: Tensor, of_scores: Linear) -> dict[str, Linear]:
+    """W of softmax(scale Q K^T + mask) V towards query, key, value and mask.
+
+    `weights` are what acts on the values, `of_scores` is W of the softmax.
+    """
     query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
-    groups = query.shape[-3] // key.shape[-3] if call["enable_gqa"] else 1
-    scale = call["scale"] if call["scale"] is not None else 1 / math.sqrt(query.shape[-1])
-    weights, size = attention_weights(call), call.out.shape
+    groups, scale, size = groups_of(call), scale_of(call), call.out.shape
     read = {name: [GroupedHeads(groups, call.shape(name))] if groups > 1 else [] for name in ("key", "value")}
     keys = read["key"][0].apply(key) if groups > 1 else key
     values = read["value"][0].apply(value) if groups > 1 else value
     turned = [*keys.shape[:-2], keys.shape[-1], keys.shape[-2]]
     swap = [*range(len(turned) - 2), len(turned) - 1, len(turned) - 2]
     scores: Shape = weights.shape
-    attended = [RightMatrix(values, scores, size), OfSoftmax(weights, -1, scores)]  # from the scores on
+    attended = [RightMatrix(values, scores, size), of_scores]  # from the scores on
     terms: dict[str, Linear] = {
         "query": Chain(*attended, RightMatrix(scale * keys.transpose(-2, -1), query.shape, scores)),
         "key": Chain(*attended, LeftMatrix(scale * query, turned, scores), Permute(swap, keys.shape), *read["key"]),
@@ -106,6 +83,12 @@ def attention_terms(call: Call) -> dict[str, Linear]:
     if mask is not None:
         terms["attn_mask"] = Chain(*attended, Diagonal(None, mask.shape, scores))
     return terms
+
+
+def of_attention(call: Call) -> dict[str, Linear]:
+    """The derivatives of softmax(scale Q K^T + mask) V towards query, key, value and mask."""
+    weights = attention_weights(call)
+    return attention_terms(call, weights, of_softmax(weights, -1, weights.shape))
 
 
 def scaled(linear: Linear, by: Any, call: Call) -> Linear:

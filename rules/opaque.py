@@ -20,7 +20,7 @@ omenn.opaque(
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
     aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
     aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p,
-    factory=True,
+    unread=("self",),
 )  # fmt: skip
 
 # Decisions and positions: no linear part.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from omenn_fx.linear import Diagonal, Linear, Moves
 from omenn_fx.mass import Even, Mass, Shape, reshaped
-from omenn_fx.registry import Affine, Bias, Call, rule
+from omenn_fx.registry import Affine, Bias, Call, omenn, rule
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -61,7 +61,7 @@ def _same(call: Call) -> Linear:
     return Diagonal(None, call.shape(), call.out.shape)
 
 
-@rule(aten.copy.default, content="src", passes_gate=True)
+@rule(aten.copy.default, content="src", passes_gate=True, unread=("self",))
 def _copy(call: Call) -> Linear:
     """The values of `src` in the place of all those of `self`."""
     return Diagonal(None, call.shape(), call.out.shape)
@@ -107,6 +107,12 @@ class Reshape(Moves):
 )
 def _reshape(call: Call) -> Linear:
     return Reshape(call.shape(), call.out.shape)
+
+
+omenn.mark(
+    aten.to.other, aten.type_as.default, aten.expand_as.default, aten.reshape_as.default, aten.view_as.default,
+    unread=("other",),
+)  # fmt: skip
 
 
 class Permute(Moves):
