@@ -3,7 +3,8 @@
 `omenn_fx.transform(model, rules="epsilon_plus_flat")` takes a set by name; `rules=sets.epsilon_plus_flat(epsilon=0.1)`
 makes one of other parameters, and `omenn.derive(name, doc, *lines)` a composite of one's own. All of them are exact:
 W'(x) x + b'(x) = h at every node, and sum(C) is the logit. What a layer's bias and a stabiliser take of the relevance,
-which other implementations lose, is a bias share here.
+which other implementations lose, is a bias share here. The formulas of treatments are in `rules/lrp.py`; what each set
+costs beside `omenn` stands in the guide, docs/sets.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import contest
 import speed
 import typer
 from race import tables
-from race.contestants import CONTESTANTS, Race
+from race.contestants import CONTESTANTS, PLAIN, Race
 from race.models import MODELS, Subject
+
+from omenn_fx.registry import rule_sets
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = [
@@ -128,3 +131,11 @@ def test_the_tables_in_the_documentation_are_those_of_the_result_file():
     results = speed.read(speed.RESULTS / "speed.json")
     assert tables.markdown(results) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert tables.deployed(results) in (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_s_table_of_rule_sets_has_each_with_its_time():
+    races = speed.read(speed.RESULTS / "speed.json")["races"]
+    rows = races["resnet18, batch 1, 1 threads, rule sets"]["rows"]
+    times = {rules: rows[f"{PLAIN}, {rules}"]["times_omenn"] for rules in rule_sets() if rules != "omenn"}
+    table = re.findall(r'^\| `"(\w+)"` \|.* (\S+) \|$', (ROOT / "docs" / "sets.md").read_text("utf-8"), re.MULTILINE)
+    assert dict(table) == {rules: f"{time:.1f}" for rules, time in (times | {"omenn": 1.0}).items()}
