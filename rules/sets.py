@@ -129,7 +129,7 @@ def omenn_gamma(early: float = 0.3, gamma: float = 0.1, stabiliser: float = STAB
     """
     return omenn.derive(
         "omenn_gamma",
-        "omenn, with flat in a first convolution, z+ in early ones and gamma in the others (omenn-fx)",
+        "omenn, with flat in a first convolution, infinite gamma in early ones, gamma in the others (omenn-fx)",
         (FIRST & CONVOLUTION, Flat()),
         (CONVOLUTION & Where(depth=(0.0, early)), Gamma(math.inf, stabiliser)),
         (CONVOLUTION, Gamma(gamma, stabiliser)),
