@@ -7,20 +7,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
 
 from omenn_fx.capture import place_of
-from omenn_fx.errors import ExportError, OmennError
+from omenn_fx.errors import CaptureError, ExportError, OmennError
 from omenn_fx.explainer import Explainer
-from omenn_fx.exporting import FREE_SIZES
+from omenn_fx.exporting import FREE_SIZES, free_dims
 from omenn_fx.roles import producer
+
+Tensor = torch.Tensor
 
 
 def freed(explainer: Explainer, args: Any, kwargs: Any, dynamic: Sequence[str]) -> Explainer:
     """An explainer of the same model with these sizes free; the same one where that is the batch at most.
 
     Raises:
-        CaptureError: the model's code fixes a size; names the line.
+        CaptureError: the model's code fixes a size, and names the line; or it runs at no other size.
         ExportError: a rule needs a size as a number; names the node.
     """
     sizes = tuple(name for name in FREE_SIZES if name in dynamic)
@@ -33,7 +37,7 @@ def freed(explainer: Explainer, args: Any, kwargs: Any, dynamic: Sequence[str]) 
     other = Explainer(explainer.model, bias=explainer.bias)
     other.request = replace(own, free=sizes, dynamic_batch=own.dynamic_batch and "batch" in dynamic)
     try:
-        return other.prepare(*args, **kwargs)
+        other.prepare(*args, **kwargs)
     except OmennError:
         raise
     except Exception as error:
@@ -42,6 +46,18 @@ def freed(explainer: Explainer, args: Any, kwargs: Any, dynamic: Sequence[str]) 
             raise
         place = place_of(producer(node)[0])
         raise ExportError(f"{what}: the rule of this operator needs its sizes as numbers.\n  at {place}") from error
+    _try_another_size(explainer.model, args, kwargs, sizes, what)
+    return other
+
+
+def _try_another_size(model: nn.Module, args: Any, kwargs: Any, sizes: Sequence[str], what: str) -> None:
+    """torch.export lets a size pass that fits together with another one only: height x width positions, say."""
+    longer = one_more(args, kwargs, None, sizes)
+    try:
+        with torch.no_grad():
+            model(*longer[0], **longer[1])
+    except Exception as error:
+        raise CaptureError(f"{what}: the model fails at one more: {str(error).splitlines()[0][:200]}") from error
 
 
 def _nodes_of_frames(error: Exception) -> Iterator[fx.Node]:
@@ -50,6 +66,18 @@ def _nodes_of_frames(error: Exception) -> Iterator[fx.Node]:
         node = frame.f_locals.get("node")
         if isinstance(node, fx.Node):
             yield node
+
+
+def one_more(args: Any, kwargs: Any, rows: int | None, free: Sequence[str]) -> tuple[Any, Any]:
+    """Free sizes one larger: the first sample, and the first token, again."""
+
+    def longer(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == rows
+        for d in ([0] if batched else []) + free_dims(value, free):
+            value = torch.cat([value, value.narrow(d, 0, 1)], d)
+        return value
+
+    return pytree.tree_map(longer, (args, kwargs))
 
 
 def name_sizes(model: Any, sizes: Sequence[str]) -> None:

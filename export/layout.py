@@ -7,6 +7,7 @@ finite values.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 HUGE = 3e38  # times the smallest normal float32 it is above 1
 BLOCK = 16  # channels
+LONG = 1024  # summands
 _BINARY = (aten.add.Tensor, aten.mul.Tensor)
 _KEEPS_BLOCKS = (
     aten.conv2d.default,
@@ -34,7 +36,9 @@ TINY = torch.finfo(torch.float32).tiny
 
 def for_onnxruntime(module: fx.GraphModule) -> fx.GraphModule:
     """Run the passes on a float32 graph, in place."""
-    return Editor(module).run((masks, saturations, phases_of_images, interleaved, stuffed, blocked, repairs, columns))
+    return Editor(module).run(
+        (masks, saturations, phases_of_images, interleaved, stuffed, blocked, repairs, columns, totals)
+    )
 
 
 def _depthwise(editor: Editor, x: Any, kernel: Tensor, stride: list[int]) -> Any:
@@ -230,3 +234,21 @@ def columns(editor: Editor) -> None:
         with editor.before(node):
             product = editor.call(aten.matmul.default, node.args[0], editor.add_constant(vector[:, None]))
             editor.replace(node, editor.call(aten.squeeze.dim, product, -1))
+
+
+def totals(editor: Editor) -> None:
+    """A sum over several dimensions as one after the other: onnxruntime adds in sequence, and long sums lose digits."""
+    for node in editor.nodes(aten.sum.dim_IntList, aten.mean.dim, aten.adaptive_avg_pool2d.default):
+        x, dims, *keep = node.args
+        sizes, op = shape(x), node.target
+        if op is aten.adaptive_avg_pool2d.default:
+            if list(dims) != [1, 1]:
+                continue
+            op, dims, keep = aten.mean.dim, [-1, -2], [True]
+        length = math.prod(s if isinstance(s, int) else LONG for s in (sizes[d] for d in dims or ()))
+        if len(dims or ()) < 2 or length < LONG or node.kwargs:
+            continue
+        with editor.before(node):
+            for d in sorted((d % len(sizes) for d in dims), reverse=True):
+                x = editor.call(op, x, [d], *keep)
+        editor.replace(node, x)

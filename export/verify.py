@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from omenn_fx.capture import place_of
 from omenn_fx.errors import ExportError, OmennError, ParityError, Place
 from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed
+from omenn_fx.export.free import one_more
 from omenn_fx.export.runtime import OnnxExplainer, load
-from omenn_fx.exporting import batch_size, free_dims
+from omenn_fx.exporting import batch_size
 from omenn_fx.roles import bind
 from omenn_fx.target import Positions
 
@@ -60,7 +61,7 @@ def prove(
     rows = batch_size(pytree.tree_leaves((args, kwargs)))
     sizes = explainer.request.free
     if (free and rows) or sizes:
-        tried.append(_one_more(*tried[1], rows if free else None, sizes))
+        tried.append(one_more(*tried[1], rows if free else None, sizes))
     found = [_compared(session, explainer, traced, a, k, deployed) for a, k in tried]
     sums = [f.completeness for f in found if f.completeness is not None]
     return Proof(
@@ -99,18 +100,6 @@ def _distance(got: Tensor, wanted: Tensor, scale: Tensor) -> float:
 def _summed(value: Tensor, like: Tensor) -> Tensor:
     """Summed over everything but batch and targets."""
     return value.flatten(like.ndim).sum(-1) if value.ndim > like.ndim else value
-
-
-def _one_more(args: Any, kwargs: Any, rows: int | None, free: Sequence[str]) -> tuple[Any, Any]:
-    """Free sizes one larger: the first sample, and the first token, again."""
-
-    def longer(value: Any) -> Any:
-        batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == rows
-        for d in ([0] if batched else []) + free_dims(value, free):
-            value = torch.cat([value, value.narrow(d, 0, 1)], d)
-        return value
-
-    return pytree.tree_map(longer, (args, kwargs))
 
 
 def _disturbed(args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -36,6 +36,7 @@ def export(
     outputs: Annotated[str, typer.Option(help="Of logits, C, C_w, C_b, X, bias, target.")] = "logits,C",
     rules: Rules = "omenn",
     dtype: Annotated[Precision, typer.Option(help="Of weights, inputs and outputs.")] = Precision.float32,
+    any_size: Annotated[bool, typer.Option("--any-size", help="Images of any height and width.")] = False,
     fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="One image at a time.")] = False,
     weights: Annotated[Path | None, typer.Option(help="A state_dict: .pth, .pt or .safetensors.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="The library's own weights (downloads).")] = False,
@@ -61,7 +62,7 @@ def export(
                 outputs=[o.strip() for o in outputs.split(",")],
                 target=_target(target),
                 dtype=dtype.value,
-                dynamic=() if fixed_batch else ("batch",),
+                dynamic=[*(() if fixed_batch else ("batch",)), *(("height", "width") if any_size else ())],
                 metadata={
                     "mean": json.dumps(list(loaded.preprocess.mean)),
                     "std": json.dumps(list(loaded.preprocess.std)),

@@ -346,7 +346,8 @@ class Explainer(nn.Module):
                 row's largest output; an int; a list of T ints: T explanations at once, tensors [N, T, ...].
             opset: of ONNX. Default: torch.onnx's.
             dtype: "float32" or "float16": of weights, inputs and outputs.
-            dynamic: what stays free: "batch" (where it was captured so), "tokens" (the length of sequences); or ().
+            dynamic: what stays free: "batch" (where it was captured so), "tokens" (the length of sequences), "height"
+                and "width" (of images); or ().
             verify: check the file with onnx, and onnxruntime's results against this explainer's, on the inputs and on
                 random ones.
             metadata: more entries for the file's metadata, such as the normalisation of the images.

@@ -47,9 +47,10 @@ def drop_assertions(editor: Editor) -> None:
 def fold_constants(editor: Editor) -> None:
     """Values of parameters alone become parameters, unless they are much larger than what they are made of."""
     node: Any
+    written = _written_constants(editor)
     for node in list(editor.graph.nodes):
         value = node.meta.get("val")
-        if node.op != "call_function" or not node.all_input_nodes or not isinstance(value, Tensor):
+        if node.op != "call_function" or not node.all_input_nodes or not isinstance(value, Tensor) or node in written:
             continue
         constants = {n: editor.constant(n) for n in node.all_input_nodes}
         known = [c for c in constants.values() if c is not None]
@@ -60,6 +61,23 @@ def fold_constants(editor: Editor) -> None:
             folded = node.target(*args, **kwargs)
         with editor.before(node):
             editor.replace(node, editor.add_constant(folded.clone()))
+
+
+def _written_constants(editor: Editor) -> set[fx.Node]:
+    """What operators that write make of constants, with what they write to: a view cut off from it would miss that."""
+    made: set[fx.Node] = set()
+    for node in editor.graph.nodes:
+        ahead = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and ahead and all(n in made for n in ahead)):
+            made.add(node)
+    written: set[fx.Node] = set()
+    ahead = [n for n in made if n.op == "call_function" and writes(n)]
+    while ahead:
+        node = ahead.pop()
+        if node not in written and node.op == "call_function":
+            written.add(node)
+            ahead += node.all_input_nodes
+    return written
 
 
 def fold_batch_norms(editor: Editor) -> None:
@@ -173,8 +191,9 @@ def _as_forward(weight: Tensor, groups: int) -> Tensor:
 def _by_phases(
     editor: Editor, node: Any, g: Any, kernel: Tensor, stride: list[int], padding: list[int], groups: int
 ) -> Any:
-    size, source = ([int(s) for s in shape(n)[2:]] for n in (node, g))
-    blocks = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+    # One sum and one product of sizes: a number, although the sizes themselves may be free.
+    beyond = [int(n - s * o) for n, o, s in zip(shape(node)[2:], shape(g)[2:], stride, strict=True)]
+    more = [-(-b // s) for b, s in zip(beyond, stride, strict=True)]
     every = list(itertools.product(*(range(s) for s in stride)))
 
     def convolve(group: list[tuple[int, ...]]) -> Any:
@@ -186,7 +205,7 @@ def _by_phases(
         if len(window) < len(reads):
             return None
         weight = torch.stack([phase_kernel(kernel, p, window) for p in group], 1).flatten(0, 1)
-        pads = [w.pads(n, b) for w, n, b in zip(window, source, blocks, strict=True)]
+        pads = [w.pads(m) for w, m in zip(window, more, strict=True)]
         even = all(before == after >= 0 for before, after in pads)
         x = g if even else editor.call(aten.pad.default, g, [v for pair in reversed(pads) for v in pair])
         inside = [before for before, _ in pads] if even else [0] * len(pads)
@@ -203,9 +222,9 @@ def _by_phases(
         pile = editor.call(aten.stack.default, [nothing if p is None else p for p in parts], 2)
         stacked = editor.call(aten.flatten.using_ints, pile, 1, 2)
     whole = editor.call(aten.pixel_shuffle.default, stacked, stride[0])
-    for d, (n, b, s) in enumerate(zip(size, blocks, stride, strict=True), 2):
-        if b * s != n:
-            whole = editor.call(aten.slice.Tensor, whole, d, 0, n)
+    for d, (b, m, s) in enumerate(zip(beyond, more, stride, strict=True), 2):
+        if b != m * s:
+            whole = editor.call(aten.slice.Tensor, whole, d, 0, b - m * s)
     return whole
 
 

@@ -34,9 +34,9 @@ class Taps:
     def length(self) -> int:
         return self.high - self.low + 1
 
-    def pads(self, source: int, blocks: int) -> tuple[int, int]:
-        """Zeros (negative: a cut) before and behind g of size `source` for `blocks` results."""
-        return -self.low, blocks - 1 + self.high - (source - 1)
+    def pads(self, more: int) -> tuple[int, int]:
+        """Zeros (negative: a cut) before and behind g for so many more blocks than g has positions."""
+        return -self.low, more + self.high
 
 
 def taps(phases: list[int], kernel: int, stride: int, padding: int) -> Taps | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,52 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One dimension of a convolution, with as many windows (`small`) over so many positions (`large`).
+
+    A size may be free: a value of the graph that is built, of which only sums and products are known.
+    """
+
+    large: Any
+    small: Any
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def known(self) -> bool:
+        return isinstance(self.large, int) and isinstance(self.small, int)
+
+    @property
+    def span(self) -> int:
+        """Positions from the first to the last that a window reads."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    def too_many(self, forward: bool) -> bool:
+        """Whether there is room for more windows: an output padding as long as the stride makes one too many."""
+        if not self.known:
+            return not forward
+        return (self.large + 2 * self.padding - self.span) // self.stride + 1 > self.small
+
+    def rest(self, forward: bool) -> int:
+        """Positions behind the last window; where the size is free as many as there may be."""
+        if self.known:
+            return self.large - ((self.small - 1) * self.stride - 2 * self.padding + self.span)
+        return self.stride - 1 if forward else max(self.stride, self.dilation) - 1
+
+    def may_read_nothing(self, forward: bool) -> bool:
+        """Whether a window may lie in the padding (`forward`), or a position between the windows."""
+        if not self.known:
+            gaps = self.kernel < self.stride or self.padding < self.stride - 1
+            return self.dilation > 1 or (self.padding >= self.kernel if forward else gaps)
+        k, s, p, d = self.kernel, self.stride, self.padding, self.dilation
+        read = [(i * s + j * d - p, i) for i in range(self.small) for j in range(k)]
+        inside = {(o, i) for o, i in read if 0 <= o < self.large}
+        return len({pair[forward] for pair in inside}) < (self.small if forward else self.large)
 
 
 class Convolution(Linear):
@@ -44,26 +91,27 @@ class Convolution(Linear):
         self.kernel = [int(k) for k in weight.shape[2:]]
         self.n = len(self.kernel)
 
+    @property
+    def _geometry(self) -> list[Geometry]:
+        """One for each dimension."""
+        sides = (self.large[2:], self.small[2:], self.kernel, self.stride, self.padding, self.dilation)
+        return [Geometry(*dimension) for dimension in zip(*sides, strict=True)]
+
     def _down(self, u: Tensor, weight: Tensor, groups: int) -> Tensor:
         value = _CONV[self.n](u, weight, None, self.stride, self.padding, self.dilation, groups)
-        geometry = zip(
-            self.large[2:], self.small[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
-        )
-        for d, (large, small, k, s, p, dilation) in enumerate(geometry, 2):
-            windows = (large + 2 * p - dilation * (k - 1) - 1) // s + 1
-            if windows > small:  # an output padding as long as the stride makes a window too many
-                value = value.narrow(d, 0, small)
+        for d, g in enumerate(self._geometry, 2):
+            if g.too_many(self.is_forward):
+                value = value.narrow_copy(d, 0, g.small)
         return value
 
     def _up(self, g: Tensor, weight: Tensor, groups: int) -> Tensor:
-        rest = [
-            size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
-            for size, out, s, p, d, k in zip(
-                self.large[2:], self.small[2:], self.stride, self.padding, self.dilation, self.kernel, strict=True
-            )
-        ]
+        rest = [d.rest(self.is_forward) for d in self._geometry]
         if all(r < max(s, d) for r, s, d in zip(rest, self.stride, self.dilation, strict=True)):
-            return _TRANSPOSED[self.n](g, weight, None, self.stride, self.padding, rest, groups, self.dilation)
+            value = _TRANSPOSED[self.n](g, weight, None, self.stride, self.padding, rest, groups, self.dilation)
+            for d, dimension in enumerate(self._geometry, 2):
+                if not dimension.known and rest[d - 2]:
+                    value = value.narrow_copy(d, 0, dimension.large)
+            return value
         g = _TRANSPOSED[self.n](g, weight, None, self.stride, self.padding, 0, groups, self.dilation)
         return F.pad(g, [v for r in reversed(rest) for v in (0, r)])  # positions that no window reads
 
@@ -71,7 +119,7 @@ class Convolution(Linear):
         """A pointwise convolution is a matrix over the channels: its transpose needs no transposed convolution."""
         matrix = self.weight.flatten(1).t().expand(self.small[0], -1, -1)
         moved = torch.bmm(matrix, g.flatten(2))
-        return self._at_strides(moved.unflatten(2, [int(s) for s in self.small[2:]]))
+        return self._at_strides(moved.unflatten(2, list(self.small[2:])))
 
     def _at_strides(self, g: Tensor) -> Tensor:
         """Each value at its stride's first position, zeros between."""
@@ -82,9 +130,11 @@ class Convolution(Linear):
         g = F.pad(g, [v for s in reversed(self.stride) for v in (0, s - 1, 0, 0)])
         for d in range(self.n):
             g = g.flatten(2 + d, 3 + d)
-        whole = [o * s for o, s in zip(self.small[2:], self.stride, strict=True)]
-        cuts = [v for w, size in zip(reversed(whole), reversed(self.large[2:]), strict=True) for v in (0, size - w)]
-        return F.pad(g, cuts) if any(cuts) else g
+        ends = [d.large - d.small * d.stride if d.known else 0 for d in self._geometry]
+        for d, dimension in enumerate(self._geometry, 2):
+            if not dimension.known:  # the last stride reaches the end, or beyond it
+                g = g.narrow_copy(d, 0, dimension.large)
+        return F.pad(g, [v for end in reversed(ends) for v in (0, end)]) if any(ends) else g
 
     def _map(self, value: Tensor, down: bool) -> Tensor:
         if down:
@@ -116,9 +166,9 @@ class Convolution(Linear):
     def _shared(self, value: Tensor, source: Shape) -> Tensor:
         """One channel of mass, shared evenly by the positions of each window."""
         move, count = (self._up, self._down) if self.is_forward else (self._down, self._up)
-        like: Any = {"dtype": self.weight.dtype, "device": self.weight.device}
-        ones = torch.ones([1, 1, *self.kernel], **like)
-        read = count(torch.ones([1, 1, *source[2:]], **like), ones, 1).round()  # positions read by each window
+        ones = torch.ones([1, 1, *self.kernel], dtype=self.weight.dtype, device=self.weight.device)
+        everywhere = value.new_ones((1, 1, *source[2:])) if self._free else ones.new_ones([1, 1, *source[2:]])
+        read = count(everywhere, ones, 1).round()  # positions read by each window
         lost = (read == 0).to(read.dtype)
         moved = move(value / (read + lost), ones, 1)
         if self._may_read_nothing():
@@ -126,17 +176,13 @@ class Convolution(Linear):
             moved = moved + rest / math.prod(source[2:])
         return moved
 
+    @property
+    def _free(self) -> bool:
+        return not all(d.known for d in self._geometry)
+
     def _may_read_nothing(self) -> bool:
         """Whether there are windows wholly inside the padding, or gaps of a transposed convolution."""
-        geometry = zip(
-            self.large[2:], self.small[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
-        )
-        for large, small, k, s, p, d in geometry:
-            read = [(i * s + j * d - p, i) for i in range(int(small)) for j in range(k)]
-            inside = {(o, i) for o, i in read if 0 <= o < large}
-            if len({pair[self.is_forward] for pair in inside}) < (small if self.is_forward else large):
-                return True
-        return False
+        return any(d.may_read_nothing(self.is_forward) for d in self._geometry)
 
     def magnitude(self) -> Linear:
         return self.weighted(torch.abs)

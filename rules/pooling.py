@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -71,25 +72,18 @@ def _wide(value: Any, n: int) -> list[int]:
 # Averages ------------------------------------------------------------------------------------------------------------
 
 
-def average_matrix(size: int, out: int, kernel: int, stride: int, padding: int, count_padding: bool) -> Tensor:
-    """Rows of an average pool over one dimension, float64 [out, size]."""
-    matrix = torch.zeros(out, size, dtype=torch.float64)
-    for i in range(out):
-        start = i * stride - padding
-        end = min(start + kernel, size + padding)
-        whole = end - start
-        start, end = max(start, 0), min(end, size)
-        if end > start:
-            matrix[i, start:end] = 1 / (whole if count_padding else end - start)
-    return matrix
+def unit_vectors(size: Any, like: Tensor) -> Tensor:
+    """The identity matrix, float64; of a free size in the dtype of a value of the graph that is built."""
+    if isinstance(size, int):
+        return torch.eye(size, dtype=torch.float64)
+    at = like.new_ones((size,)).cumsum(0)
+    return (at.unsqueeze(1) == at).to(like.dtype)
 
 
-def adaptive_matrix(size: int, out: int) -> Tensor:
-    """Rows of an adaptive average pool over one dimension, float64 [out, size]."""
-    matrix = torch.zeros(out, size, dtype=torch.float64)
-    for i, (start, end) in enumerate(adaptive_windows(size, out)):
-        matrix[i, start:end] = 1 / (end - start)
-    return matrix
+def matrix_of(kernel: Callable[[Tensor], Tensor], size: Any, like: Tensor) -> Tensor:
+    """P [out, size] of a linear map along one dimension: what it makes of the unit vectors, samples [size, 1, size]."""
+    matrix = kernel(unit_vectors(size, like).unsqueeze(1)).squeeze(1).t()
+    return matrix.contiguous().to(dtype=like.dtype, device=like.device)
 
 
 def adaptive_windows(size: int, out: int) -> list[tuple[int, int]]:
@@ -97,25 +91,19 @@ def adaptive_windows(size: int, out: int) -> list[tuple[int, int]]:
     return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
 
-def like(matrices: list[Tensor], x: Any) -> list[Tensor]:
-    """Matrices in the dtype and on the device of a value."""
-    """Matrices in the dtype and on the device of a value."""
-    return [m.to(dtype=x.dtype, device=x.device) for m in matrices]
-
-
 def _avg_pool(call: Call, n: int) -> Linear:
     shape = call.shape()
-    kernel = _wide(call["kernel_size"], n)
+    kernel, padding = _wide(call["kernel_size"], n), _wide(call["padding"], n)
     stride = _wide(call["stride"], n) if call["stride"] else kernel
-    padding = _wide(call["padding"], n)
+    how = call["ceil_mode"], call["count_include_pad"]
     matrices = [
-        average_matrix(int(size), int(out), k, s, p, call["count_include_pad"])
-        for size, out, k, s, p in zip(shape[-n:], call.out.shape[-n:], kernel, stride, padding, strict=True)
+        matrix_of(lambda unit, k=k, s=s, p=p: aten.avg_pool1d.default(unit, [k], [s], [p], *how), size, call.x)  # type: ignore[misc]
+        for size, k, s, p in zip(shape[-n:], kernel, stride, padding, strict=True)
     ]
     if call.operands.get("divisor_override"):
         matrices = [(m != 0).to(m.dtype) for m in matrices]
         matrices[0] = matrices[0] / call["divisor_override"]
-    return Separable(like(matrices, call.x), shape)
+    return Separable(matrices, shape)
 
 
 rule(aten.avg_pool1d.default)(partial(_avg_pool, n=1))
@@ -130,7 +118,11 @@ def _adaptive_avg_pool(call: Call) -> Linear:
     if all(isinstance(o, int) and o == 1 for o in outs):
         dims = range(len(shape) - n, len(shape))
         return Reduction(list(dims), True, shape, 1 / math.prod(sizes))
-    return Separable(like([adaptive_matrix(int(s), int(o)) for s, o in zip(sizes, outs, strict=True)], call.x), shape)
+    pool = aten.adaptive_avg_pool1d.default
+    return Separable(
+        [matrix_of(lambda unit, o=o: pool(unit, [int(o)]), int(s), call.x) for s, o in zip(sizes, outs, strict=True)],  # type: ignore[misc]
+        shape,
+    )
 
 
 # Max pools -----------------------------------------------------------------------------------------------------------
@@ -145,16 +137,26 @@ class Windows:
 
     def __init__(
         self,
-        size: list[int],
-        out: list[int],
+        size: list[Any],
+        out: list[Any],
         kernel: list[int],
         stride: list[int],
         padding: list[int],
         dilation: list[int],
     ):
+        """Sizes are ints, or free: values of the graph that is built, of which only sums and products are known."""
         self.size, self.out, self.stride, self.padding, self.dilation = size, out, stride, padding, dilation
         self.offsets = list(itertools.product(*(range(k) for k in kernel)))
-        self.blocks = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+        dimensions = list(zip(size, out, kernel, stride, padding, dilation, strict=True))
+        # More blocks than windows, and positions of the blocks beyond the end; of a free size as many as there may be.
+        self.more = [
+            -(-n // s) - o if _known(n, o) else -(-(d * (k - 1) - 2 * p) // s) for n, o, k, s, p, d in dimensions
+        ]
+        self.blocks = [o + m for o, m in zip(out, self.more, strict=True)]
+        self.rests = [
+            q * s - n if _known(n, o) else 0 if s == 1 else (m + 1) * s + p
+            for q, m, (n, o, _, s, p, _) in zip(self.blocks, self.more, dimensions, strict=True)
+        ]
 
     def _at(self, offset: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:
         """The phase that an offset reads, and the block of the first window."""
@@ -165,9 +167,10 @@ class Windows:
     def phases(self, x: Tensor, value: float) -> dict[tuple[int, ...], Tensor]:
         """Phase -> its values at every block, [..., *blocks]; `value` beyond the end."""
         n = len(self.size)
-        rests = [q * s - size for q, s, size in zip(self.blocks, self.stride, self.size, strict=True)]
-        if any(rests):
-            x = F.pad(x, [v for r in reversed(rests) for v in (0, r)], value=value)
+        if any(self.rests):
+            x = F.pad(x, [v for r in reversed(self.rests) for v in (0, r)], value=value)
+            free = [0 if _known(size) else r for r, size in zip(self.rests, self.size, strict=True)]
+            x = _first(x, [q * s for q, s in zip(self.blocks, self.stride, strict=True)], free)
         if all(s == 1 for s in self.stride):
             return {(0,) * n: x}
         lead = len(x.shape) - n
@@ -178,9 +181,7 @@ class Windows:
     def view(self, phases: dict[tuple[int, ...], Tensor], offset: tuple[int, ...], value: float) -> Tensor:
         """The values at one offset of every window, `value` in the padding."""
         phase, shifts = self._at(offset)
-        pads = [
-            v for t, q, o in zip(shifts[::-1], self.blocks[::-1], self.out[::-1], strict=True) for v in (-t, t + o - q)
-        ]
+        pads = [v for t, more in zip(shifts[::-1], self.more[::-1], strict=True) for v in (-t, t - more)]
         return F.pad(phases[phase], pads, value=value) if any(pads) else phases[phase]
 
     def overlap_add(self, pieces: dict[tuple[int, ...], Tensor], leading: Shape) -> Tensor:
@@ -192,11 +193,7 @@ class Windows:
         terms: dict[tuple[int, ...], Tensor] = {}
         for offset, piece in pieces.items():
             phase, shifts = self._at(offset)
-            pads = [
-                v
-                for t, q, o in zip(shifts[::-1], self.blocks[::-1], self.out[::-1], strict=True)
-                for v in (t, q - o - t)
-            ]
+            pads = [v for t, more in zip(shifts[::-1], self.more[::-1], strict=True) for v in (t, more - t)]
             term = F.pad(piece, pads) if any(pads) else piece
             terms[phase] = terms[phase] + term if phase in terms else term
         if all(s == 1 for s in self.stride):
@@ -212,9 +209,19 @@ class Windows:
             order = [*range(lead), *(i for d in range(n) for i in (lead + n + d, lead + d))]
             sizes = [q * s for q, s in zip(self.blocks, self.stride, strict=True)]
             whole = stacked.permute(order).reshape(*leading, *sizes)
-        cut: Any = tuple(slice(0, size) for size in self.size)
-        exact = all(q * s == size for q, s, size in zip(self.blocks, self.stride, self.size, strict=True))
-        return whole if exact else whole[(..., *cut)]  # type: ignore[index]
+        return _first(whole, self.size, self.rests)
+
+
+def _known(*sizes: Any) -> bool:
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _first(value: Tensor, sizes: list[Any], rests: list[int]) -> Tensor:
+    """The first positions of the last dimensions that have a rest behind them."""
+    for d, (size, rest) in enumerate(zip(sizes, rests, strict=True)):
+        if rest:
+            value = value.narrow_copy(d - len(sizes), 0, size)
+    return value
 
 
 class MaxPool(Linear):
@@ -243,7 +250,7 @@ class MaxPool(Linear):
         return self.windows.overlap_add({o: w * g for o, w in self.wins.items()}, self._leading)
 
     def carry(self, mass: Mass) -> Mass:
-        first = len(self.operand) - len(self.windows.size)
+        first = len(self._leading)
         part = mass.parts[0]
         even = part.even if len(mass.parts) == 1 and isinstance(part, Even) else frozenset()
         if any(d >= first for d in even) or not even:
@@ -251,7 +258,9 @@ class MaxPool(Linear):
         else:
             assert isinstance(part, Even)
             value = part.value
-        ones = torch.ones([1] * first + self.windows.size, dtype=self.dtype, device=self.device)
+        everywhere: Any = [1] * first + self.windows.size
+        known = _known(*self.windows.size)
+        ones = torch.ones(everywhere, dtype=self.dtype, device=self.device) if known else value.new_ones(everywhere)
         inside = self.windows.phases(ones, 0.0)
         share = value / reduce(torch.add, (self.windows.view(inside, o, 0.0) for o in self.windows.offsets))
         leading = [1 if d in even else s for d, s in enumerate(self._leading)]
@@ -267,8 +276,8 @@ def _max_pool(call: Call, n: int) -> Linear:
     kernel = _wide(call["kernel_size"], n)
     stride = _wide(call["stride"], n) if call["stride"] else kernel
     windows = Windows(
-        [int(s) for s in shape[-n:]],
-        [int(s) for s in call.out.shape[-n:]],
+        list(shape[-n:]),
+        list(call.out.shape[-n:]),
         kernel,
         stride,
         _wide(call["padding"], n),

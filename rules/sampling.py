@@ -10,7 +10,7 @@ import torch
 
 from omenn_fx.linear import Linear, Weighted
 from omenn_fx.registry import Call, rule
-from omenn_fx.rules.pooling import Separable, like
+from omenn_fx.rules.pooling import Separable, matrix_of
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -27,17 +27,14 @@ _PLANAR = {
 
 
 def _interpolation(*ops: Any, mode: str, n: int) -> None:
-    """The matrix of one dimension is the interpolation of the unit vectors along it."""
-
-    def matrix(size: int, out: int, align: bool | None, scale: float | None) -> Tensor:
-        unit = torch.eye(size, dtype=torch.float64)
+    def along(unit: Tensor, out: Any, align: bool | None, scale: float | None) -> Tensor:
+        """One dimension's interpolation of samples [size, 1, size]."""
         if mode in _PLANAR:
-            image = unit.reshape(size, 1, 1, size)
-            return _PLANAR[mode](image, [1, out], align, None, scale).reshape(size, out).t()
+            return _PLANAR[mode](unit.unsqueeze(2), [1, out], align, None, scale).squeeze(2)
         if mode == "linear":
-            return aten.upsample_linear1d.default(unit[:, None], [out], align, scale)[:, 0].t()
+            return aten.upsample_linear1d.default(unit, [out], align, scale)
         kernel = aten.upsample_nearest1d if mode == "nearest" else aten._upsample_nearest_exact1d
-        return kernel.default(unit[:, None], [out], scale)[:, 0].t()
+        return kernel.default(unit, [out], scale)
 
     def form(call: Call) -> Linear:
         shape, align = call.shape(), call.operands.get("align_corners")
@@ -46,10 +43,10 @@ def _interpolation(*ops: Any, mode: str, n: int) -> None:
             names = {1: ["scales"], 2: ["scales_h", "scales_w"], 3: ["scales_d", "scales_h", "scales_w"]}[n]
             factors = [call.operands.get(name) for name in names]
         matrices = [
-            matrix(int(size), int(out), align, factor).contiguous()
+            matrix_of(lambda unit, o=out, f=factor: along(unit, o, align, f), size, call.x)  # type: ignore[misc]
             for size, out, factor in zip(shape[-n:], call.out.shape[-n:], factors, strict=True)
         ]
-        return Separable(like(matrices, call.x), shape)
+        return Separable(matrices, shape)
 
     rule(*ops, content=("input",) if all("input" in _names(op) for op in ops) else ("self",))(form)
 

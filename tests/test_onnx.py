@@ -253,6 +253,39 @@ def test_any_number_of_tokens(kind, tmp_path):
         same(got.sum, want.value)
 
 
+def head_of(*layers):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)
+    )
+
+
+def between(c=16):
+    """Layers of c channels each, whose adjoints depend on the sizes."""
+    strided = [nn.Conv2d(c, c, 3, 2, 1), nn.ReLU(), nn.Conv2d(c, c, 1, 2), nn.GELU(), nn.Conv2d(c, c, 2, 2)]
+    grouped = [nn.Conv2d(c, c, 3, 2, 2, 2, 4), nn.BatchNorm2d(c), nn.Conv2d(c, c, 5, 3, groups=c)]
+    uneven = [nn.Conv2d(c, c, 2, 1, 2), nn.ReLU(), nn.Conv2d(c, c, 2, 3)]
+    transposed = [nn.ConvTranspose2d(c, c, 3, 2, 1, 1), nn.ReLU(), nn.ConvTranspose2d(c, c, 2, 3)]
+    largest = [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2), nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(3, 2, ceil_mode=True)]
+    average = [nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AvgPool2d(2)]
+    wider = [nn.Upsample(scale_factor=2), nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear")]
+    return [strided, grouped, uneven, transposed, largest, average, wider]
+
+
+@pytest.mark.parametrize("layers", between())
+def test_any_height_and_width(layers, tmp_path):
+    model, x = head_of(*layers).eval(), torch.randn(2, 3, 24, 28)
+    free = ("batch", "height", "width")
+    file = omenn_fx.transform(model, x).to_onnx(tmp_path / "f.onnx", x, dynamic=free)
+    session = load(file.path)
+    assert session.session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    for shape in [(1, 3, 33, 22), (3, 3, 29, 31)]:
+        other = torch.randn(shape)
+        got, want = session(other, target=1), omenn_fx.transform(model, other)(other, target=1)
+        same(got.outputs, want.outputs, 1e-5)
+        same(got.C, want.C, 1e-5)
+        same(got.sum, want.value, 1e-5)
+
+
 def test_free_tokens_of_one_sample(tmp_path):
     """torch's own attention allows free tokens where the batch is fixed at one."""
     model, x = Encoder().eval(), torch.randn(1, 5, 8)
@@ -272,8 +305,9 @@ def test_what_fixes_a_size_is_named(tmp_path):
         export(Attention(positions=7).eval(), x, "tokens")
     with pytest.raises(CaptureError, match="folds it into the dimension of the batch"):
         export(Encoder().eval(), x, "tokens")
-    with pytest.raises(ExportError, match=r"(?s)height and width cannot stay free.*aten\.conv2d"):
-        export(Net().eval(), X, "height", "width")
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
+    with pytest.raises(ExportError, match=r"(?s)height and width cannot stay free.*aten\.adaptive_avg_pool2d"):
+        export(pooled, torch.randn(2, 3, 16, 16), "height", "width")
     with pytest.raises(ExportError, match="keeps its sizes"):
         export(torch.export.export(Attention().eval(), (x,)), x, "tokens")
 
@@ -458,6 +492,9 @@ def test_export_from_the_command_line(tmp_path):
     assert result.exit_code == 2
     assert "'heat'" in result.output
     assert CliRunner().invoke(app, ["export", *spec, "--target", "cat"]).exit_code == 2
+    result = CliRunner().invoke(app, ["export", *spec, "--any-size"])
+    assert result.exit_code == 2, "its linear layer reads 36 positions"
+    assert "height and width cannot stay free: the model fails at one more: mat1 and mat2 shapes" in result.output
 
 
 # Other runtimes ------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_phases(stride, kernel, padding, size):
     for c in range(stride):
         window = taps([c], kernel, stride, padding)
         if window is not None:
-            part = F.conv1d(F.pad(g, window.pads(out, blocks)), phase_kernel(weight, (c,), [window]))
+            part = F.conv1d(F.pad(g, window.pads(blocks - out)), phase_kernel(weight, (c,), [window]))
             got[:, :, c::stride] = part
     torch.testing.assert_close(got[:, :, :size], want)
 
@@ -147,3 +147,23 @@ def test_a_relu6_of_a_dead_channel_and_of_a_saturated_one(bias):
     for_onnxruntime(optimize(module))
     assert_keeps(module, values, want, 2e-6)
     assert count(module, aten.reciprocal.default) == 1
+
+
+class Packed(nn.Module):
+    """The middle of a packed bias is set to zero in place, as in Swin V2."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        bias = self.bias.clone()
+        bias[2:4].zero_()
+        return nn.functional.linear(x, self.weight, bias).relu()
+
+
+def test_constants_that_are_written_in_place_are_not_folded(tmp_path):
+    model, x = Packed().eval(), torch.randn(3, 4)
+    explainer = omenn_fx.transform(model, x)
+    file = explainer.to_onnx(tmp_path / "packed.onnx", x)
+    assert file.proof.logits < 1e-6
