@@ -120,6 +120,7 @@ def _translated(
     if fixed:
         raise ExportError(f"{fixed} did not stay free while the graph was optimised: leave it out of dynamic")
     try:
+        from omenn_fx.export.simplify import simplify
         from omenn_fx.export.translations import translations, without_projections
     except ImportError as error:
         raise ExportError("ONNX export needs onnx and onnxscript: pip install 'omenn-fx[onnx]'") from error
@@ -128,11 +129,12 @@ def _translated(
             traced = without_projections(traced)
             model = torch.onnx.export(
                 traced, dynamo=True, opset_version=opset, input_names=names, output_names=deployed.names, verbose=False,
-                custom_translation_table=translations(),
+                custom_translation_table=translations(), optimize=False,
             )  # fmt: skip
+            assert model is not None
+            simplify(model.model)
     except Exception as error:
         raise ExportError(_untranslated(error)) from error
-    assert model is not None
     name_sizes(model.model, sizes)
     return traced, model
 
