@@ -111,7 +111,7 @@ def _translated(
     names: list[str],
     opset: int | None,
 ) -> tuple[ExportedProgram, Any]:
-    """The optimised graph, exported, and its translation by torch.onnx."""
+    """The optimised graph as torch.onnx decomposed it, and its translation, which names values as that does."""
     module: Any = optimize(export_at(deployed, example, batch, sizes).module())
     if all(t.dtype == torch.float32 for t in example if t.is_floating_point()):
         module = for_onnxruntime(module)
@@ -132,11 +132,12 @@ def _translated(
                 custom_translation_table=translations(), optimize=False,
             )  # fmt: skip
             assert model is not None
+            assert model.exported_program is not None
             simplify(model.model)
     except Exception as error:
         raise ExportError(_untranslated(error)) from error
     name_sizes(model.model, sizes)
-    return traced, model
+    return model.exported_program, model
 
 
 def _untranslated(error: Exception) -> str:

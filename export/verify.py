@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
 from torch.export import ExportedProgram
 
-from omenn_fx.capture import place_of
-from omenn_fx.errors import ExportError, OmennError, ParityError, Place
+from omenn_fx.errors import ExportError, OmennError, ParityError
 from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed
 from omenn_fx.export.free import one_more
+from omenn_fx.export.nodes import compare
 from omenn_fx.export.runtime import OnnxExplainer, load
 from omenn_fx.exporting import batch_size
 from omenn_fx.roles import bind
@@ -28,6 +27,7 @@ Tensor = torch.Tensor
 # |C of onnxruntime - C of the twin| summed, relative to S; the completeness of onnxruntime's C, relative to S
 PARITY = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 COMPLETENESS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+FUSED = "the kernels that onnxruntime fuses"  # where nothing differs before it fuses them
 
 
 @dataclass(frozen=True)
@@ -145,23 +145,25 @@ def _compared(
     error = float(((total - value).abs() / scale).max()) if complete else None
     dtype = twin.value.dtype
     if error is not None and not error <= COMPLETENESS[dtype]:
-        where = first_difference(session, traced, values) or ""
+        compared = compare(session, traced, values)
+        where = compared.wrong or compared.parted or ""
         raise ParityError(f"sum(C) in onnxruntime misses the explained value by {error:.1e} of S. {where}")
     random = _draws(traced)
     if random or (logits <= PARITY[dtype] and parity <= PARITY[dtype]):
         return Proof(logits, parity, error, 1, random=random)
+    drift = ours = 0.0  # what the dtype costs the explainer itself
     if dtype != torch.float64 and explainer.model is not None:
         exact = explainer.in_float64()(*in_double(args), **in_double(kwargs), target=twin.target)
         drift = float((twin.outputs.double() - exact.outputs).abs().max()) / max(largest, 1e-30)
         ours = max(_distance(one.C, exact.inputs[name].C, exact.scale) for name, one in twin.inputs.items())
-        within = (max(PARITY[dtype], 10 * r) for r in (drift, ours))  # what the dtype costs the explainer itself
-        if all(got <= most for got, most in zip((logits, parity), within, strict=True)):
-            return Proof(logits, parity, error, 1, rounding=max(drift, ours))
-    at = first_difference(session, traced, values)
-    if at is not None and at.kink and logits <= PARITY[dtype]:
-        return Proof(logits, parity, error, 1, (at.node,))
+    alike = logits <= max(PARITY[dtype], 10 * drift)
+    if alike and parity <= max(PARITY[dtype], 10 * ours):
+        return Proof(logits, parity, error, 1, rounding=max(drift, ours))
+    compared = compare(session, traced, values)
+    if alike and compared.wrong is None:
+        return Proof(logits, parity, error, 1, (compared.parted.node if compared.parted else FUSED,))
     what = f"C differs from the twin's by {parity:.1e} of S, the logits by {logits:.1e} of the largest"
-    where = at or "No single node differs by more than a thousandth: the difference builds up"
+    where = compared.wrong or compared.parted or "No single node differs: the difference builds up"
     raise ParityError(f"onnxruntime computes something else: {what}. {where}")
 
 
@@ -177,61 +179,3 @@ def _is_random(node: fx.Node) -> bool:
         return False
     values = bind(node)
     return bool(values.get("train", True)) and values.get("dropout_p", 1.0) != 0.0
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first node whose value in onnxruntime is not torch's.
-
-    `kink`: what it reads agrees, and a few of its values jump: a sign, a comparison or a largest value was decided by
-    rounding, and the explanation on either side of it is right.
-    """
-
-    node: str
-    place: Place
-    gap: float
-    size: float
-    kink: bool
-
-    def __str__(self) -> str:
-        return f"The first node that differs: {self.place} (by {self.gap:.1e}, its largest value is {self.size:.1e})"
-
-
-def first_difference(session: OnnxExplainer, traced: ExportedProgram, values: list[np.ndarray]) -> Difference | None:
-    """Compare every value that both graphs name. None where none differs by a thousandth of its largest."""
-    import onnx
-    import onnxruntime
-
-    model = onnx.load(str(session.path))
-    made = {name for node in model.graph.node for name in node.output}
-    kept: dict[fx.Node, Tensor] = {}
-
-    class Keeper(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if isinstance(result, Tensor) and n.name in made:
-                kept[n] = result.detach().double()
-            return result
-
-    with torch.no_grad():
-        Keeper(traced.module()).run(*map(torch.from_numpy, values))
-    known = {o.name for o in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=n.name) for n in kept if n.name not in known)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    run = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feeds = {i.name: v for i, v in zip(run.get_inputs(), values, strict=True)}
-    found = run.run([n.name for n in kept], feeds)
-    gaps: dict[fx.Node, float] = {}
-    for (node, wanted), value in zip(kept.items(), found, strict=True):
-        got = torch.from_numpy(np.asarray(value)).double()
-        if got.shape != wanted.shape or not wanted.numel():
-            continue
-        gap = torch.where(got == wanted, 0.0, (got - wanted).abs())  # inf is inf
-        size = float(wanted[wanted.isfinite()].abs().max()) if wanted.isfinite().any() else 0.0
-        gaps[node] = float(gap.max()) / max(size, 1e-30)
-        if not gaps[node] <= 1e-3:
-            agree = all(gaps.get(n, 0.0) <= 1e-4 for n in node.all_input_nodes)
-            few = int((gap > 1e-3 * size).sum()) <= max(1, wanted.numel() // 100)
-            return Difference(node.name, place_of(node), float(gap.max()), size, agree and few)
-    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -207,7 +208,7 @@ def _by_phases(
         weight = torch.stack([phase_kernel(kernel, p, window) for p in group], 1).flatten(0, 1)
         pads = [w.pads(m) for w, m in zip(window, more, strict=True)]
         even = all(before == after >= 0 for before, after in pads)
-        x = g if even else editor.call(aten.pad.default, g, [v for pair in reversed(pads) for v in pair])
+        x = g if even else _padded(editor, g, pads)
         inside = [before for before, _ in pads] if even else [0] * len(pads)
         constant = editor.add_constant(weight)
         return editor.call(_CONV[len(stride)], x, constant, None, [1] * len(stride), inside, [1] * len(stride), groups)
@@ -226,6 +227,15 @@ def _by_phases(
         if b != m * s:
             whole = editor.call(aten.slice.Tensor, whole, d, 0, b - m * s)
     return whole
+
+
+def _padded(editor: Editor, g: Any, pads: list[tuple[int, int]]) -> Any:
+    """Zeros around an image, or less of it where a number is negative, which aten.pad cannot do with a free batch."""
+    for d, (before, after) in enumerate(pads, 2):
+        if before < 0 or after < 0:
+            g = editor.call(aten.slice.Tensor, g, d, max(-before, 0), after if after < 0 else sys.maxsize)
+    around = [max(v, 0) for pair in reversed(pads) for v in pair]
+    return editor.call(aten.pad.default, g, around) if any(around) else g
 
 
 def sums_over_channels(editor: Editor) -> None:

@@ -146,7 +146,6 @@ class Windows:
     ):
         """Sizes are ints, or free: values of the graph that is built, of which only sums and products are known."""
         self.size, self.out, self.stride, self.padding, self.dilation = size, out, stride, padding, dilation
-        self.offsets = list(itertools.product(*(range(k) for k in kernel)))
         dimensions = list(zip(size, out, kernel, stride, padding, dilation, strict=True))
         # More blocks than windows, and positions of the blocks beyond the end; of a free size as many as there may be.
         self.more = [
@@ -157,6 +156,12 @@ class Windows:
             q * s - n if _known(n, o) else 0 if s == 1 else (m + 1) * s + p
             for q, m, (n, o, _, s, p, _) in zip(self.blocks, self.more, dimensions, strict=True)
         ]
+        # An offset at which every window reads padding (a window larger than the image) is none.
+        self.offsets = [o for o in itertools.product(*(range(k) for k in kernel)) if self._reads(o)]
+
+    def _reads(self, offset: tuple[int, ...]) -> bool:
+        ends = zip(self._at(offset)[1], self.blocks, self.out, strict=True)
+        return all(-o < shift < q for shift, q, o in ends if _known(q, o))
 
     def _at(self, offset: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:
         """The phase that an offset reads, and the block of the first window."""

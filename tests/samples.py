@@ -612,6 +612,8 @@ s(aten.adaptive_avg_pool3d.default, T(2, 2, 3, 4, 5), [2, 2, 2])
 s(aten.adaptive_avg_pool3d.default, T(2, 2, 3, 4, 5), [1, 1, 1])
 s(aten.max_pool1d.default, T(2, 3, 7), [3], [2], [1])
 s(aten.max_pool1d.default, Ties(2, 3, 8), [2], [], [0], [3])
+s(aten.max_pool1d.default, T(2, 3, 2), [9], [1], [4])  # windows that reach beyond both ends
+s(aten.max_pool1d.default, Ties(2, 3, 2), [7], [2], [3])
 s(aten.max_pool1d_with_indices.default, T(2, 3, 7), [2], [3], [1], [1], True, output=0)
 s(aten.max_pool1d_with_indices.default, Z(2, 3, 4), [4], output=0)
 _MAX2 = [(aten.max_pool2d.default, None), (aten.max_pool2d_with_indices.default, 0)]
@@ -619,6 +621,7 @@ for _op, _at in _MAX2:
     s(_op, T(2, 3, 6, 7), [3, 2], [2, 2], [1, 0], output=_at)
     s(_op, Ties(2, 2, 7, 7), [3], [2], [1], [2], True, output=_at)
     s(_op, N(2, 2, 5, 5), [2], [3], [0], [1], True, output=_at)
+    s(_op, T(2, 2, 3, 2), [13, 9], [1, 1], [6, 4], output=_at)
 for _op, _at in [(aten.max_pool3d.default, None), (aten.max_pool3d_with_indices.default, 0)]:
     s(_op, T(2, 2, 4, 4, 5), [2], [2], output=_at)
     s(_op, Ties(2, 1, 5, 3, 4), [3, 2, 1], [1, 2, 3], [1, 0, 0], [1, 1, 2], True, output=_at)
