@@ -71,6 +71,7 @@ def simplify(model: Any) -> None:
         passes.LiftSubgraphInitializersToMainGraphPass(),
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
+        passes.TopologicalSortPass(),  # a rule's new node can stand behind its reader
         passes.OutputFixPass(),
         passes.NameFixPass(),
     )(model)

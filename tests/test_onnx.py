@@ -398,6 +398,29 @@ def test_another_computation_is_refused_and_named(explainer, tmp_path, monkeypat
         explainer.to_onnx(tmp_path / "wrong.onnx", X)
 
 
+def test_a_stride_beyond_the_kernel_by_phases(tmp_path):
+    """Its phases read less than the image: a cut of an image whose batch is free (MViTv2's pooling)."""
+    for kernel, stride, padding in ((3, 4, 1), (3, 8, 1), (1, 4, 0)):
+        convolution = nn.Conv2d(3, 4, kernel, stride=stride, padding=padding)
+        model = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)).eval()
+        x = torch.randn(1, 3, 32, 32)
+        model(x)
+        file = omenn_fx.transform(model, x).to_onnx(tmp_path / "phases.onnx", x)
+        assert file.proof.parity < 1e-5
+        assert file.proof.inputs == 3  # the last has one row more
+
+
+def test_nodes_written_behind_their_readers_are_sorted(tmp_path):
+    """onnxscript's rule for min(min(x)) can leave a node behind what reads it (Gemma's vision tower)."""
+
+    class Clipped(nn.Module):
+        def forward(self, x):
+            return x.clamp(max=1.0).clamp(max=0.5).clamp(min=-1.0).sum(1, keepdim=True)
+
+    x = torch.randn(2, 8)
+    assert omenn_fx.transform(Clipped().eval(), x).to_onnx(tmp_path / "clipped.onnx", x).proof.parity < 1e-5
+
+
 def test_a_unit_at_its_kink_is_no_error(tmp_path, monkeypatch):
     """A ReLU just above 0 in one library and at 0 in the other: the explanation on either side is right."""
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
