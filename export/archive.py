@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
+from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
-from omenn_fx.errors import ExportError
+from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation, assembled
 from omenn_fx.export.deployed import inputs_of_call
 from omenn_fx.export.program import to_program
+from omenn_fx.exporting import is_symbolic
+from omenn_fx.lower import COTANGENT, split
 from omenn_fx.target import Target, resolve
 
 Tensor = torch.Tensor
@@ -75,47 +79,61 @@ class SavedExplainer:
     def __init__(self, program: ExportedProgram, notes: dict[str, Any]):
         self.program, self.notes = program, notes
         self.inputs: list[str] = notes["inputs"]
-        self._run = program.module()
+        module = explainer_graph_of(program)
+        self._sizes = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+        self._halves = split(module)
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor, target: Target = None, **named: Tensor) -> Explanation:
-        """Explain one output value per row, or several at once.
+        """Explain one output value per row, or several at once, from one forward.
 
         Args:
             *inputs, **named: the tensors among the model's inputs, in their order or by name.
             target: as of an `Explainer`.
 
         Raises:
-            InputError: not those inputs.
+            InputError: not those inputs, or of other sizes than the program takes.
             TargetError: as of an `Explainer`.
         """
         given = inputs_of_call(self.inputs, inputs, named)
         tensors = iter(given)
         kinds = zip(self.notes["tensors"], self.notes["constants"], strict=True)
         leaves = [next(tensors) if tensor else constant for tensor, constant in kinds]
+        self._check(given)
         batched = self.notes["batched"]
-        like = self._cotangent
-        size = like.shape[1:] if batched else like.shape
-        rows = given[0].new_zeros((given[0].shape[0] if batched else 1, *map(int, size)), dtype=like.dtype)
-        if target is None or callable(target):  # what is explained depends on the outputs
-            rows = self._backward(leaves, rows)["outputs"]
-            rows = rows if batched else rows[None]
-        resolved = resolve(target, rows)
-        results = [self._backward(leaves, g) for g in resolved.cotangents(rows)]
-        outputs = results[0]["outputs"] if batched else results[0]["outputs"][None]
+        outputs, residuals = self._halves.forward(*leaves)
+        outputs = outputs if batched else outputs[None]
+        resolved = resolve(target, outputs)
+        cotangents = [g if batched else g[0] for g in resolved.cotangents(outputs)]
+        results = self._halves.each(cotangents, residuals)
         names, biased, kept = (self.notes[key] for key in ("explained", "biased", "kept"))
         return assembled(outputs, resolved, results, names, biased, kept, batched)
 
-    def _backward(self, leaves: list[Any], cotangent: Tensor) -> dict[str, Any]:
-        return self._run(*leaves, cotangent if self.notes["batched"] else cotangent[0])
-
-    @property
-    def _cotangent(self) -> Tensor:
-        """The last input of the program: shape and dtype of the explained output."""
-        return [n for n in self.program.graph.nodes if n.op == "placeholder"][-1].meta["val"]
+    def _check(self, given: list[Tensor]) -> None:
+        wanted = [value for value in self._sizes[:-1] if isinstance(value, Tensor)]
+        for name, value, want in zip(self.inputs, given, wanted, strict=True):
+            sizes = [(w, h) for w, h in zip(want.shape, value.shape, strict=False) if not is_symbolic(w)]
+            if value.ndim != want.ndim or value.dtype != want.dtype or any(w != h for w, h in sizes):
+                taken = ", ".join("N" if is_symbolic(w) else str(w) for w in want.shape)
+                raise InputError(
+                    f"input '{name}' is {tuple(value.shape)} {value.dtype}; this explainer was saved for "
+                    f"({taken}) {want.dtype}"
+                )
 
     def __repr__(self) -> str:
         return (
             f"SavedExplainer({', '.join(self.inputs)}; rules={self.notes['rules']!r}, bias={self.notes['bias']!r}, "
             f"omenn-fx {self.notes['version']})"
         )
+
+
+def explainer_graph_of(program: ExportedProgram) -> fx.GraphModule:
+    """A program of `to_program` as an explainer graph again: a cotangent, and a dict for its output."""
+    module: Any = program.module(check_guards=False)
+    graph = module.graph
+    graph.set_codegen(fx.graph.CodeGen())
+    output = graph.output_node()
+    output.args = (pytree.tree_unflatten(list(output.args[0]), program.call_spec.out_spec),)
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+    last.target = COTANGENT
+    return fx.GraphModule(module, graph, class_name="ExplainerGraph")

@@ -53,18 +53,21 @@ def _spread(editor: Editor, x: Any, kernel: Tensor, stride: list[int], rest: lis
     return editor.call(aten.conv_transpose2d.input, x, weight, None, stride, [0, 0], rest, groups)
 
 
+def _ramp(editor: Editor, x: Any, slope: float) -> Any:
+    """min(max(slope x, 0), 1), which becomes ONNX's HardSigmoid (export/simplify.py): it keeps the layout."""
+    return editor.call(aten.clamp.default, editor.call(aten.mul.Tensor, x, slope), 0, 1)
+
+
 def masks(editor: Editor) -> None:
-    """sign(relu(x)) = min(HUGE relu(x), 1): a depthwise convolution that onnxruntime fuses with its clip."""
+    """sign(relu(x)) = min(HUGE relu(x), 1)."""
     for node in editor.nodes(aten.sign.default):
         x = node.args[0]
-        if x.target not in _RELUS or len(shape(x)) != 4 or x.meta["val"].dtype != torch.float32:
+        if x.target not in _RELUS or x.meta["val"].dtype != torch.float32:
             continue
-        channels = int(shape(x)[1])
         with editor.before(x.next):  # beside the forward's own use, while the value is in the cache
             editor.like(node)
-            mask = _depthwise(editor, x, torch.full((channels, 1, 1, 1), HUGE), [1, 1])
-            clipped = editor.call(aten.clamp.default, mask, 0, 1)
-        editor.replace(node, clipped)
+            mask = _ramp(editor, x, HUGE)
+        editor.replace(node, mask)
 
 
 def saturations(editor: Editor) -> None:
@@ -85,13 +88,27 @@ def saturations(editor: Editor) -> None:
         _move_off_zero(editor, x, bias)
         channels = int(shape(x)[1])
         with editor.before(clipped):
-            upright = _depthwise(editor, x, torch.ones(channels, 1, 1, 1), [1, 1])
-            value = editor.call(aten.clamp.default, upright, low, high)
             inverse = editor.call(aten.reciprocal.default, x)
             scaled = _depthwise(editor, inverse, torch.full((channels, 1, 1, 1), float(high)), [1, 1])
             ratio = editor.call(aten.clamp.default, scaled, 0, 1)
         editor.replace(node, ratio)
-        editor.replace(clipped, value)
+        _clip_in_place(editor, clipped, x, float(high))
+
+
+def _clip_in_place(editor: Editor, clipped: Any, x: Any, high: float) -> None:
+    """min(max(x, 0), high) without leaving the layout: as high times a ramp, of which convolutions read the ramp."""
+    readers = list(clipped.users)
+    with editor.before(clipped):
+        ramp = _ramp(editor, x, 1 / high)
+    for reader in readers:
+        weight = editor.constant(reader.args[1]) if reader.target is aten.conv2d.default else None
+        with editor.before(reader):
+            if weight is not None and reader.args[0] is clipped:
+                reader.args = (ramp, editor.add_constant(weight * high), *reader.args[2:])
+            else:
+                scale = torch.full((int(shape(x)[1]), 1, 1, 1), high)
+                reader.replace_input_with(clipped, _depthwise(editor, ramp, scale, [1, 1]))
+    editor.graph.erase_node(clipped)
 
 
 def _limits(node: Any) -> tuple[Any, Any, Any]:
@@ -180,7 +197,7 @@ def blocked(editor: Editor) -> None:
         operands = [a for a in node.args if _is_tensor(a) and editor.constant(a) is None]
         if node.target is aten.conv2d.default:
             inside |= {node} if _whole_blocks(node) else set()
-        elif node.target in _BINARY:
+        elif node.target in _BINARY and not _begins_ramp(node):
             alike = len(operands) == 2 and all(list(shape(a)[1:]) == list(shape(node)[1:]) for a in operands)
             there = [a in inside for a in operands]
             if not alike or not any(there) or not _whole_blocks(node):
@@ -194,6 +211,12 @@ def blocked(editor: Editor) -> None:
             inside.add(node)
         elif operands and operands[0] in inside:
             inside.add(node)
+
+
+def _begins_ramp(node: Any) -> bool:
+    """Whether a product with a number is one operator with the clamp behind it."""
+    number = isinstance(node.args[1], float)
+    return number and all(u.target is aten.clamp.default and u.args[1:] == (0, 1) for u in node.users)
 
 
 def _is_tensor(value: Any) -> bool:

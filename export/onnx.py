@@ -26,10 +26,9 @@ from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.free import freed, name_sizes
 from omenn_fx.export.layout import for_onnxruntime
-from omenn_fx.export.program import export_at
+from omenn_fx.export.program import optimised
 from omenn_fx.export.verify import Proof, prove
-from omenn_fx.exporting import FREE_SIZES, batch_symbol, fixed_sizes, quiet
-from omenn_fx.passes import optimize
+from omenn_fx.exporting import FREE_SIZES, quiet
 
 Tensor = torch.Tensor
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # onnxruntime convolves no float64
@@ -112,13 +111,8 @@ def _translated(
     opset: int | None,
 ) -> tuple[ExportedProgram, Any]:
     """The optimised graph as torch.onnx decomposed it, and its translation, which names values as that does."""
-    module: Any = optimize(export_at(deployed, example, batch, sizes).module())
-    if all(t.dtype == torch.float32 for t in example if t.is_floating_point()):
-        module = for_onnxruntime(module)
-    traced = export_at(module, example, batch, sizes)
-    fixed = fixed_sizes(traced, sizes) or ("the batch" if batch is not None and batch_symbol(traced) is None else "")
-    if fixed:
-        raise ExportError(f"{fixed} did not stay free while the graph was optimised: leave it out of dynamic")
+    single = all(t.dtype == torch.float32 for t in example if t.is_floating_point())
+    traced = optimised(deployed, example, batch, sizes, for_onnxruntime if single else None)
     try:
         from omenn_fx.export.simplify import simplify
         from omenn_fx.export.translations import translations, without_projections

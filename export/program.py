@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from omenn_fx.errors import ExportError
 from omenn_fx.explainer import Explainer
-from omenn_fx.exporting import free_dims, quiet
+from omenn_fx.exporting import batch_symbol, fixed_sizes, free_dims, quiet
+from omenn_fx.passes import optimize
 
 
 def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgram:
@@ -19,16 +21,33 @@ def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgr
     The program takes the leaves of (args, kwargs) and a cotangent of the explained output's shape (one-hot for one
     target), and returns the explainer graph's dict: `outputs` [N, ...], `X`, `C_w` and `C_b` (tuples with one tensor
     per explained input) and `bias` [N, V]. The batch stays dynamic where it was captured so. `torch.export.save`
-    writes it to a `.pt2` file.
+    writes it to a `.pt2` file. It is optimised (`omenn_fx.passes`), and has copies of the weights that this changed.
 
     Raises:
         InputError: the inputs do not fit the model.
+        ExportError: a free batch got fixed on the way.
     """
     explanation = explainer(*args, **kwargs)
     program, leaves = explainer.program_for(args, kwargs)
     cotangent = torch.zeros_like(explanation.outputs if explainer.request.batched else explanation.outputs[0])
     size = explanation.outputs.shape[0] if program.captured.dynamic_batch else None
-    return export_at(program.graph_module, [*leaves, cotangent], size)
+    return optimised(program.graph_module, [*leaves, cotangent], size)
+
+
+def optimised(
+    module: nn.Module,
+    example: Sequence[Any],
+    batch: int | None,
+    free: Sequence[str] = (),
+    more: Callable[[fx.GraphModule], fx.GraphModule] | None = None,
+) -> ExportedProgram:
+    """Export as `export_at` does, run the passes and then `more`. Raises ExportError where that fixed a free size."""
+    graph: Any = optimize(export_at(module, example, batch, free).module())  # type: ignore[arg-type]
+    traced = export_at(graph if more is None else more(graph), example, batch, free)
+    fixed = fixed_sizes(traced, free) or ("the batch" if batch is not None and batch_symbol(traced) is None else "")
+    if fixed:
+        raise ExportError(f"{fixed} did not stay free while the graph was optimised: leave it out of dynamic")
+    return traced
 
 
 def export_at(

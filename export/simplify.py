@@ -12,10 +12,33 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants_ir
-from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter import MatchResult, RewritePass, RewriteRuleClassBase
 from onnxscript.rewriter.rules import common as rules
 
+
+class Ramp(RewriteRuleClassBase):
+    """min(max(slope x, 0), 1) is HardSigmoid, which onnxruntime computes in one step, in whatever layout x has."""
+
+    def pattern(self, op: Any, x: Any, slope: Any, low: Any, high: Any) -> Any:
+        return op.Clip(op.Mul(x, slope), low, high)
+
+    def check(self, context: Any, x: Any, slope: Any, low: Any, high: Any) -> MatchResult:
+        single = slope.dtype == ir.DataType.FLOAT and _number(slope) is not None
+        found = single and (_number(low), _number(high)) == (0.0, 1.0)
+        return MatchResult() if found else MatchResult().fail("not a ramp from 0 to 1")
+
+    def rewrite(self, op: Any, x: Any, slope: Any, low: Any, high: Any) -> Any:
+        return op.HardSigmoid(x, alpha=_number(slope), beta=0.0)
+
+
+def _number(value: Any) -> float | None:
+    """A constant of one element."""
+    constant = ir.convenience.get_const_tensor(value)
+    return None if constant is None or constant.size != 1 else constant.numpy().item()
+
+
 RULES = (
+    Ramp().rule(),
     rules.mul_by_1_rule,
     rules.add_0_rule,
     rules.sub_0_rule,

@@ -477,6 +477,24 @@ def test_a_saved_explainer_explains_the_same(explainer, tmp_path, target):
         saved(X, X)
 
 
+def test_a_saved_explainer_is_optimised_and_runs_one_forward(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    omenn_fx.transform(model).save(tmp_path / "n.pt2", X[:2])
+    saved = omenn_fx.load(tmp_path / "n.pt2")
+    targets = {str(n.target) for n in saved.program.graph.nodes}
+    assert not any("batch_norm" in t or "conv_transpose" in t for t in targets)
+    ran = []
+    forward, backward = saved._halves.forward, saved._halves.backward
+    forward.register_forward_hook(lambda *_: ran.append("forward"))
+    backward.register_forward_hook(lambda *_: ran.append("backward"))
+    saved(X, target=torch.tensor([[0, 1, 2]] * len(X)))
+    assert ran == ["forward", "backward", "backward", "backward"]
+    with pytest.raises(
+        InputError, match=r"'input_1' is \(3, 3, 9, 9\) torch.float32; this explainer was saved for \(N, 3, 8, 8\)"
+    ):
+        saved(torch.randn(3, 3, 9, 9))
+
+
 def test_what_is_no_saved_explainer(explainer, tmp_path):
     with pytest.raises(ExportError, match=r"ends in .pt2"):
         explainer.save(tmp_path / "net.onnx", X)
