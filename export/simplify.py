@@ -84,6 +84,7 @@ def simplify(model: Any) -> None:
     for _ in range(ROUNDS):
         folded = fold_constants_ir(model, onnx_shape_inference=True).modified
         rewritten = RewritePass(RULES)(model).modified
+        _register_constants(model)
         ir.passes.Sequential(
             passes.RemoveUnusedNodesPass(), passes.RemoveUnusedFunctionsPass(), passes.RemoveUnusedOpsetsPass()
         )(model)
@@ -94,7 +95,17 @@ def simplify(model: Any) -> None:
         passes.LiftSubgraphInitializersToMainGraphPass(),
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
-        passes.TopologicalSortPass(),  # a rule's new node can stand behind its reader
         passes.OutputFixPass(),
         passes.NameFixPass(),
     )(model)
+
+
+def _register_constants(model: Any) -> None:
+    """onnxscript's rules name a new bound after the clipped value: the second one takes the first one's place."""
+    held = model.graph.initializers
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            lost = value is not None and value.producer() is None and value.const_value is not None
+            if lost and held.get(value.name) is not value:
+                value.name = f"{value.name}_{len(held)}"
+                held[value.name] = value

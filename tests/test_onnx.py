@@ -410,12 +410,18 @@ def test_a_stride_beyond_the_kernel_by_phases(tmp_path):
         assert file.proof.inputs == 3  # the last has one row more
 
 
-def test_nodes_written_behind_their_readers_are_sorted(tmp_path):
-    """onnxscript's rule for min(min(x)) can leave a node behind what reads it (Gemma's vision tower)."""
+def test_bounds_of_two_clips_of_one_value(tmp_path):
+    """onnxscript's rule for a minimum of a maximum names the bounds of both alike (Gemma's vision tower)."""
 
     class Clipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, value in (("low", -0.5), ("high", 1.0), ("floor", -0.25), ("ceiling", 0.75)):
+                self.register_buffer(name, torch.tensor(value))
+
         def forward(self, x):
-            return x.clamp(max=1.0).clamp(max=0.5).clamp(min=-1.0).sum(1, keepdim=True)
+            first, second = torch.clamp(x, self.low, self.high), torch.clamp(x, self.floor, self.ceiling)
+            return torch.stack([first.sum(1), second.sum(1)], 1)
 
     x = torch.randn(2, 8)
     assert omenn_fx.transform(Clipped().eval(), x).to_onnx(tmp_path / "clipped.onnx", x).proof.parity < 1e-5

@@ -104,9 +104,11 @@ def test_what_runs_is_the_explanation():
     torch.testing.assert_close(torch.from_numpy(C), want, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(torch.from_numpy(logits).argmax(1), race.target)
     assert got["captum InputXGradient"].shape == want.shape
-    several = CONTESTANTS["torch explainer, 10 targets"].make(race).run()
-    assert several.shape == (2, 10, 3, 8, 8)
-    torch.testing.assert_close(several[0, race.target[0]], want[0])
+    torch.testing.assert_close(CONTESTANTS["saved explainer"].make(race).run(), want)
+    for name in ("torch explainer, 10 targets", "saved explainer, 10 targets"):
+        several = CONTESTANTS[name].make(race).run()
+        assert several.shape == (2, 10, 3, 8, 8)
+        torch.testing.assert_close(several[0, race.target[0]], want[0])
 
 
 def test_a_slow_contestant_comes_in_some_rounds_only():
