@@ -178,8 +178,8 @@ def compete(
             turns = rounds if batch == 1 else max(1, rounds // 2)
             rows = run(Race(raced, batch, threads), wanted, turns, f"{key} ({done} of {total})")
             results = read(path)
-            results["setting"] = {"device": device_name(device), **installed()}
-            race = {"model": name, "batch": batch, "threads": threads, "rounds": turns}
+            results["setting"] = installed()
+            race = {"model": name, "device": device_name(device), "batch": batch, "threads": threads, "rounds": turns}
             results["races"][key] = race | ({"sets": True} if sets else {}) | {"rows": rows}
             write(path, results)
             console.print(f"{key}: {sum('median' in row for row in rows.values())} of {len(rows)} ran", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -14,23 +15,33 @@ from .models import MODELS
 Races = dict[str, dict[str, Any]]  # model -> method -> row
 
 
-def courses(results: dict[str, Any], sets: bool = False) -> Iterator[tuple[int, int, Races]]:
-    """Batch size, threads, and the rows of the models that were raced so; of the races of rule sets, or all others."""
-    races = [race for race in results["races"].values() if race.get("sets", False) == sets]
-    for threads, batch in sorted({(race["threads"], race["batch"]) for race in races}):
-        found = {r["model"]: r["rows"] for r in races if (r["threads"], r["batch"]) == (threads, batch)}
-        yield batch, threads, {name: found[name] for name in MODELS if name in found}
+@dataclass(frozen=True)
+class Course:
+    """The races at one batch size, with so many threads, on one device; of rule sets, or all others."""
+
+    batch: int
+    threads: int
+    device: str
+    sets: bool
+    races: Races
+
+    @property
+    def title(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{'rule sets, ' if self.sets else ''}batch {self.batch}, {threads}, {self.device}"
 
 
-def every_course(results: dict[str, Any]) -> Iterator[tuple[int, int, Races, bool]]:
-    """All courses, and whether they are of rule sets: these last."""
-    for sets in (False, True):
-        for course in courses(results, sets):
-            yield *course, sets
+def courses(results: dict[str, Any], sets: bool | None = None) -> Iterator[Course]:
+    """Those of rule sets last; with `sets` these or the others alone."""
+    for kind in (False, True) if sets is None else (sets,):
+        races = [race for race in results["races"].values() if race.get("sets", False) == kind]
+        for threads, batch, device in sorted({_where(race) for race in races}):
+            found = {r["model"]: r["rows"] for r in races if _where(r) == (threads, batch, device)}
+            yield Course(batch, threads, device, kind, {name: found[name] for name in MODELS if name in found})
 
 
-def title(batch: int, threads: int, sets: bool) -> str:
-    return f"{'rule sets, ' if sets else ''}batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+def _where(race: dict[str, Any]) -> tuple[int, int, str]:
+    return race["threads"], race["batch"], race["device"]
 
 
 def cell(row: dict[str, Any] | None) -> str:
@@ -48,14 +59,14 @@ def milliseconds(seconds: float) -> str:
 
 def show(results: dict[str, Any], console: Console) -> None:
     """Times with ratios, peak memory, and the reasons where a method did not run."""
-    for batch, threads, races, sets in every_course(results):
+    for course in courses(results):
         for heading, each in (("milliseconds (ratio to the forward)", cell), ("peak memory, MiB", _peak)):
-            table = Table(title=f"{title(batch, threads, sets)}: {heading}")
+            table = Table(title=f"{course.title}: {heading}")
             table.add_column("")
-            for name in races:
+            for name in course.races:
                 table.add_column(MODELS[name][0], justify="right")
-            for method in methods_of(races):
-                table.add_row(method, *(each(rows.get(method)) for rows in races.values()))
+            for method in methods_of(course.races):
+                table.add_row(method, *(each(rows.get(method)) for rows in course.races.values()))
             console.print(table)
     for (method, reason), models in reasons(results).items():
         console.print(f"  [bold]{method}[/] on {', '.join(models)}: {reason}", highlight=False)
@@ -83,14 +94,14 @@ def reasons(results: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Times with ratios, a table for each batch size and number of threads."""
+    """Times with ratios, a table for each course."""
     parts = []
-    for batch, threads, races, sets in every_course(results):
-        head = [f"| {title(batch, threads, sets)} | {' | '.join(MODELS[name][0] for name in races)} |"]
-        head.append("|---" + "|--:" * len(races) + "|")
+    for course in courses(results):
+        head = [f"| {course.title} | {' | '.join(MODELS[name][0] for name in course.races)} |"]
+        head.append("|---" + "|--:" * len(course.races) + "|")
         body = (
-            f"| {method} | {' | '.join(cell(rows.get(method)) for rows in races.values())} |"
-            for method in methods_of(races)
+            f"| {method} | {' | '.join(cell(rows.get(method)) for rows in course.races.values())} |"
+            for method in methods_of(course.races)
         )
         parts.append("\n".join([*head, *body]))
     return "\n\n".join(parts)
@@ -103,7 +114,7 @@ def deployed(results: dict[str, Any]) -> str:
         "| than IntegratedGradients (50 steps) in torch |",
         "|---|---|---|---|---|---|",
     ]
-    raced = next((races for batch, threads, races in courses(results) if (batch, threads) == (1, 1)), {})
+    raced = next((c.races for c in courses(results, sets=False) if (c.batch, c.threads) == (1, 1)), {})
     for name, rows in raced.items():
         own = rows.get("onnxruntime explainer", {})
         if "median" not in own:
