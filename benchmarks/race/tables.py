@@ -111,15 +111,18 @@ def deployed(results: dict[str, Any]) -> str:
     """What an exported explainer costs, at batch 1 with one thread."""
     lines = [
         "| | forward | explainer | explainer / forward | faster than InputXGradient in torch "
-        "| than IntegratedGradients (50 steps) in torch |",
-        "|---|---|---|---|---|---|",
+        "| than IntegratedGradients (50 steps) in torch | on |",
+        "|---|---|---|---|---|---|---|",
     ]
-    raced = next((c.races for c in courses(results, sets=False) if (c.batch, c.threads) == (1, 1)), {})
-    for name, rows in raced.items():
-        own = rows.get("onnxruntime explainer", {})
-        if "median" not in own:
+    for course in courses(results, sets=False):
+        if (course.batch, course.threads) != (1, 1):
             continue
-        faster = [rows[f"captum {m}"]["median"] / own["median"] for m in ("InputXGradient", "IntegratedGradients")]
-        times = " | ".join(f"{milliseconds(r['median'])} ms" for r in (rows["onnxruntime forward"], own))
-        lines.append(f"| {MODELS[name][0]} | {times} | {own['ratio']:.2f} | {faster[0]:.2f} x | {faster[1]:.0f} x |")
+        for name, rows in course.races.items():
+            own = rows.get("onnxruntime explainer", {})
+            if "median" not in own:
+                continue
+            faster = [rows[f"captum {m}"]["median"] / own["median"] for m in ("InputXGradient", "IntegratedGradients")]
+            times = " | ".join(f"{milliseconds(r['median'])} ms" for r in (rows["onnxruntime forward"], own))
+            cells = f"{times} | {own['ratio']:.2f} | {faster[0]:.2f} x | {faster[1]:.0f} x | {course.device}"
+            lines.append(f"| {MODELS[name][0]} | {cells} |")
     return "\n".join(lines)
