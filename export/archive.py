@@ -134,6 +134,11 @@ def explainer_graph_of(program: ExportedProgram) -> fx.GraphModule:
     graph.set_codegen(fx.graph.CodeGen())
     output = graph.output_node()
     output.args = (pytree.tree_unflatten(list(output.args[0]), program.call_spec.out_spec),)
-    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
-    last.target = COTANGENT
+    *inputs, cotangent = [n for n in graph.nodes if n.op == "placeholder"]
+    cotangent.target = COTANGENT
+    # torch.export reads a free size from whichever input has it, but the forward must not wait for the cotangent
+    sizes = {str(s): (n, d) for n in inputs for d, s in enumerate(getattr(n.meta["val"], "shape", ()))}
+    for node in list(cotangent.users):
+        if node.target is torch.ops.aten.sym_size.int:
+            node.args = sizes.get(str(cotangent.meta["val"].shape[node.args[1]]), node.args)
     return fx.GraphModule(module, graph, class_name="ExplainerGraph")

@@ -501,6 +501,17 @@ def test_a_saved_explainer_is_optimised_and_runs_one_forward(tmp_path):
         saved(torch.randn(3, 3, 9, 9))
 
 
+def test_a_saved_transformer_takes_the_batch_from_its_input(tmp_path):
+    """Its class token is repeated for each sample: the number of them must not be read from the cotangent."""
+    model, args, _ = build("small_vit", torch.float32)
+    explainer = omenn_fx.transform(model, args[0])
+    explainer.save(tmp_path / "vit.pt2", args[0])
+    saved, x, target = omenn_fx.load(tmp_path / "vit.pt2"), args[0].repeat(2, 1, 1, 1), torch.tensor([0, 1])
+    for got, want in ((saved(x), explainer(x)), (saved(x[:2], target=target), explainer(x[:2], target=target))):
+        same(got.C, want.C)
+        assert got.completeness_error.max() < 1e-5
+
+
 def test_what_is_no_saved_explainer(explainer, tmp_path):
     with pytest.raises(ExportError, match=r"ends in .pt2"):
         explainer.save(tmp_path / "net.onnx", X)
