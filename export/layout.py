@@ -1,8 +1,8 @@
 """Passes for onnxruntime's CPU kernels, which keep the values between convolutions in blocks of channels.
 
-Whatever is not a convolution, a pool, a sum or a product of equal shapes leaves that layout and comes back. A mask, a
-phase of an image, zeros between its values: all can be written as depthwise convolutions, the same to the last bit for
-finite values.
+Whatever is not a convolution, a pool, a ramp (HardSigmoid), a sum or a product of equal shapes leaves that layout and
+comes back. A mask is a ramp; a phase of an image and zeros between its values are depthwise convolutions: the same to
+the last bit for finite values. ReLU6's value is 6 times a ramp of x / 6, the same but for rounding.
 """
 
 from __future__ import annotations

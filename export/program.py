@@ -46,7 +46,10 @@ def optimised(
     traced = export_at(graph if more is None else more(graph), example, batch, free)
     fixed = fixed_sizes(traced, free) or ("the batch" if batch is not None and batch_symbol(traced) is None else "")
     if fixed:
-        raise ExportError(f"{fixed} did not stay free while the graph was optimised: leave it out of dynamic")
+        raise ExportError(
+            f"{fixed} did not stay free while the graph was optimised: leave it out of dynamic, "
+            "or transform with dynamic_batch=False"
+        )
     return traced
 
 
