@@ -60,7 +60,7 @@ def command_line() -> str:
     import typer.main
     from typer.cli import get_docs_for_click
 
-    from omenn_fx.cli import app
+    from omenn_fx.cli.explain import app
 
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="omenn-fx")

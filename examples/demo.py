@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from omenn_fx import images, sources
-from omenn_fx.cli import explain_images
+from omenn_fx.cli.explain import explain_images
+from omenn_fx.loading import images
+from omenn_fx.loading import models as sources
 
 PHOTOGRAPHS = ("chelsea.png", "coffee.png", "motorcycle_left.png", "camera.png", "rocket.jpg")
 

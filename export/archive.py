@@ -13,13 +13,13 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
+from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation, assembled
 from omenn_fx.export.deployed import inputs_of_call
 from omenn_fx.export.program import to_program
-from omenn_fx.exporting import is_symbolic
-from omenn_fx.lower import COTANGENT, split
+from omenn_fx.graph.build import COTANGENT, split
 from omenn_fx.target import Target, resolve
 
 Tensor = torch.Tensor

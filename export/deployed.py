@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import InputError, OutputError, TargetError
 from omenn_fx.explainer import Program
 from omenn_fx.explanation import assembled
-from omenn_fx.exporting import batch_size
 from omenn_fx.target import Positions, resolve
 
 Tensor = torch.Tensor

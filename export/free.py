@@ -11,11 +11,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from omenn_fx.capture import place_of
+from omenn_fx.capture.nodes import place_of, producer
+from omenn_fx.capture.sizes import FREE_SIZES, free_dims
 from omenn_fx.errors import CaptureError, ExportError, OmennError
 from omenn_fx.explainer import Explainer
-from omenn_fx.exporting import FREE_SIZES, free_dims
-from omenn_fx.roles import producer
 
 Tensor = torch.Tensor
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from omenn_fx.capture import place_of
+from omenn_fx.capture.nodes import place_of
 from omenn_fx.errors import Place
 from omenn_fx.export.runtime import OnnxExplainer
 

@@ -20,15 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
-from omenn_fx.batch import hint
+from omenn_fx.capture.sizes import FREE_SIZES, hint
+from omenn_fx.capture.torch_export import quiet
 from omenn_fx.errors import ExportError, OmennError
 from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.free import freed, name_sizes
-from omenn_fx.export.layout import for_onnxruntime
+from omenn_fx.export.passes.onnxruntime_layout import for_onnxruntime
 from omenn_fx.export.program import optimised
 from omenn_fx.export.verify import Proof, prove
-from omenn_fx.exporting import FREE_SIZES, quiet
 
 Tensor = torch.Tensor
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # onnxruntime convolves no float64
@@ -114,7 +114,7 @@ def _translated(
     single = all(t.dtype == torch.float32 for t in example if t.is_floating_point())
     traced = optimised(deployed, example, batch, sizes, for_onnxruntime if single else None)
     try:
-        from omenn_fx.export.simplify import simplify
+        from omenn_fx.export.passes.onnx_simplify import simplify
         from omenn_fx.export.translations import translations, without_projections
     except ImportError as error:
         raise ExportError("ONNX export needs onnx and onnxscript: pip install 'omenn-fx[onnx]'") from error

@@ -9,10 +9,11 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from omenn_fx.capture.sizes import batch_symbol, fixed_sizes, free_dims
+from omenn_fx.capture.torch_export import quiet
 from omenn_fx.errors import ExportError
 from omenn_fx.explainer import Explainer
-from omenn_fx.exporting import batch_symbol, fixed_sizes, free_dims, quiet
-from omenn_fx.passes import optimize
+from omenn_fx.export.passes.optimize import optimize
 
 
 def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgram:

@@ -13,14 +13,14 @@ import torch.utils._pytree as pytree
 from torch import fx
 from torch.export import ExportedProgram
 
+from omenn_fx.capture.nodes import bind
+from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import ExportError, OmennError, ParityError
 from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed
 from omenn_fx.export.free import one_more
 from omenn_fx.export.nodes import compare
 from omenn_fx.export.runtime import OnnxExplainer, load
-from omenn_fx.exporting import batch_size
-from omenn_fx.roles import bind
 from omenn_fx.target import Positions
 
 Tensor = torch.Tensor

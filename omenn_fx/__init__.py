@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omenn_fx._version import __version__
-from omenn_fx.affine import AffineMap
-from omenn_fx.check import check
-from omenn_fx.check_report import CheckReport, NodeVerdict, Verdict
+from omenn_fx.algebra.ruleset import omenn
+from omenn_fx.checking.check import check
+from omenn_fx.checking.check_report import CheckReport, NodeVerdict, Verdict
+from omenn_fx.checking.validate import NodeError
+from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.errors import (
     CaptureError,
     ExportError,
@@ -30,9 +32,7 @@ from omenn_fx.errors import (
 )
 from omenn_fx.explainer import Explainer, NodeInfo, transform
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
-from omenn_fx.registry import omenn
-from omenn_fx.validate import NodeError
-from omenn_fx.validation_report import ValidationReport
+from omenn_fx.graph.affine_map import AffineMap
 
 if TYPE_CHECKING:
     from omenn_fx.export.archive import SavedExplainer

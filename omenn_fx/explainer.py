@@ -16,23 +16,24 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 import omenn_fx.rules  # noqa: F401  (fills the rule sets)
-from omenn_fx.affine import AffineMap, Recorder
-from omenn_fx.batch import mixed
-from omenn_fx.capture import Captured, place_of
-from omenn_fx.carry import POLICIES
+from omenn_fx.algebra.bias_policy import POLICIES
+from omenn_fx.algebra.ruleset import RuleSet, rule_set
+from omenn_fx.analysis.batch_dim import mixed
+from omenn_fx.analysis.endpoints import Explain, Output
+from omenn_fx.analysis.plan import Request, make_plan
+from omenn_fx.analysis.roles import Decision, Role, Tagged
+from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
+from omenn_fx.capture.nodes import place_of, producer
+from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
+from omenn_fx.checking.validate import validate
+from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.errors import InputError, MixedBatchError, OmennError
 from omenn_fx.explanation import Explanation, assembled
-from omenn_fx.exporting import Source, load_source, require_eval, tensors_only
-from omenn_fx.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
-from omenn_fx.lower import Halves, explainer_graph, split
-from omenn_fx.plan import Request, make_plan
-from omenn_fx.registry import RuleSet, rule_set
-from omenn_fx.roles import Decision, Role, Tagged, producer
-from omenn_fx.select import Explain, Output
+from omenn_fx.graph.affine_map import AffineMap, Recorder
+from omenn_fx.graph.build import Halves, explainer_graph, split
+from omenn_fx.graph.twin import Twin
 from omenn_fx.target import Target, resolve
-from omenn_fx.twin import Twin
-from omenn_fx.validate import validate
-from omenn_fx.validation_report import ValidationReport
 
 if TYPE_CHECKING:
     from omenn_fx.export.onnx import OnnxFile

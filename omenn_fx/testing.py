@@ -11,12 +11,13 @@ import torch.utils._pytree as pytree
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omenn_fx import invariants
-from omenn_fx.carry import POLICIES
+from omenn_fx.algebra import invariants
+from omenn_fx.algebra.bias_policy import POLICIES
+from omenn_fx.algebra.form import Affine, Call, Slot
+from omenn_fx.algebra.invariants import Report
+from omenn_fx.algebra.ruleset import Op, Rule, RuleSet, overload, rule_set
 from omenn_fx.errors import OmennError
 from omenn_fx.explainer import transform
-from omenn_fx.invariants import Report
-from omenn_fx.registry import Affine, Call, Op, Rule, RuleSet, Slot, overload, rule_set
 
 Tensor = torch.Tensor
 # An error above this, relative to what is added up, is a wrong rule. bfloat16 has 8 bits.

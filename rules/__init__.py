@@ -1,62 +1,8 @@
-"""The rules of the `omenn` set, one room per family of operators, and the other sets. Importing fills the tables."""
+"""The rules: the operators with their exact forms (`rules.ops`), and the rule sets made of them (`rules.sets`).
 
-from omenn_fx.rules import (
-    attention,
-    attnlrp,
-    bilinear,
-    contraction,
-    convolution,
-    deeplift,
-    elementwise,
-    experts,
-    folding,
-    gradient,
-    indexing,
-    jacobian,
-    lrp,
-    normalization,
-    opaque,
-    parts,
-    pooling,
-    recurrent,
-    sampling,
-    selection,
-    sets,
-    shortcuts,
-    signs,
-    spectral,
-    statistics,
-    structural,
-)
+Importing fills the tables and gives the sets their names. Imports `algebra`; nothing behind it knows which set is in use.
+"""
 
-gradient.fill()
-sets.name_all()
+from omenn_fx.rules import ops, sets
 
-__all__ = [
-    "attention",
-    "attnlrp",
-    "bilinear",
-    "contraction",
-    "convolution",
-    "deeplift",
-    "elementwise",
-    "experts",
-    "folding",
-    "gradient",
-    "indexing",
-    "jacobian",
-    "lrp",
-    "normalization",
-    "opaque",
-    "parts",
-    "pooling",
-    "recurrent",
-    "sampling",
-    "selection",
-    "sets",
-    "shortcuts",
-    "signs",
-    "spectral",
-    "statistics",
-    "structural",
-]
+__all__ = ["ops", "sets"]

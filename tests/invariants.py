@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from omenn_fx import invariants
-from omenn_fx.affine import Recorder
+from omenn_fx.algebra import invariants
+from omenn_fx.algebra.invariants import Report
+from omenn_fx.capture.nodes import producer
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation
-from omenn_fx.invariants import Report
-from omenn_fx.roles import producer
-from omenn_fx.twin import Twin
+from omenn_fx.graph.affine_map import Recorder
+from omenn_fx.graph.twin import Twin
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from omenn_fx.registry import Call, Slot, omenn
+from omenn_fx.algebra.form import Call, Slot
+from omenn_fx.algebra.ruleset import omenn
 from omenn_fx.testing import altered, bound, called, content_of
 
 aten = torch.ops.aten

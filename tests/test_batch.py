@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import omenn_fx
-from omenn_fx.batch import Layout, layouts
-from omenn_fx.mass import Even, Mass, Product
+from omenn_fx.algebra.mass import Even, Mass, Product
+from omenn_fx.analysis.batch_dim import Layout, layouts
 
 F64 = torch.float64
 N, T, HEADS, D = 3, 4, 2, 6  # a batch of three: no other size is a multiple of it

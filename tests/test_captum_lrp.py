@@ -15,9 +15,9 @@ from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRu
 from judge import rewrite
 
 import omenn_fx
-from omenn_fx.layer import CONVOLUTION, DENSE, EVERY, FIRST
-from omenn_fx.rules.lrp import AlphaBeta, Epsilon, Gamma, Part, ZPlus, only, shared, stabilised
+from omenn_fx.algebra.layer import CONVOLUTION, DENSE, EVERY, FIRST
 from omenn_fx.rules.sets import composite
+from omenn_fx.rules.sets.lrp import AlphaBeta, Epsilon, Gamma, Part, ZPlus, only, shared, stabilised
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor", "ignore:Setting backward hooks")
 TINY = 1e-9  # Captum's stabiliser

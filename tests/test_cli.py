@@ -14,8 +14,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import omenn_fx
-from omenn_fx import images, sources
-from omenn_fx.cli import app
+from omenn_fx.cli.explain import app
+from omenn_fx.loading import images
+from omenn_fx.loading import models as sources
 
 FACTORY = """
 import torch

@@ -18,7 +18,7 @@ from zoo.rule_sets import explained
 from zoo.sample import SAMPLE
 
 import omenn_fx
-from omenn_fx.registry import rule_sets
+from omenn_fx.algebra.ruleset import rule_sets
 
 # Every rule set is tried on these, the other models of the sample take one set each in turn.
 SMALL = (

@@ -13,11 +13,11 @@ from torch import nn
 
 import omenn_fx
 from omenn_fx import InputError
-from omenn_fx.composite import stand_ins
-from omenn_fx.invariants import random_like
-from omenn_fx.registry import omenn, rule_set
+from omenn_fx.algebra.invariants import random_like
+from omenn_fx.algebra.ruleset import omenn, rule_set
+from omenn_fx.analysis.layers import stand_ins
 from omenn_fx.rules import sets
-from omenn_fx.rules.deeplift import product
+from omenn_fx.rules.sets.rescale import product
 from omenn_fx.testing import called, content_of, measure
 
 F64 = torch.float64

@@ -141,7 +141,7 @@ def test_every_public_name_is_in_the_reference(documents):
 def test_the_command_line_has_every_command_and_option(documents, site):
     import typer.main
 
-    from omenn_fx.cli import app
+    from omenn_fx.cli.explain import app
 
     text = (site / "reference" / "cli.html").read_text(encoding="utf-8")
     for name, command in typer.main.get_command(app).commands.items():

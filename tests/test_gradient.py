@@ -9,8 +9,8 @@ from torch import nn
 
 import omenn_fx
 from omenn_fx import UnsupportedOpError
-from omenn_fx.invariants import random_like
-from omenn_fx.registry import omenn, rule_set
+from omenn_fx.algebra.invariants import random_like
+from omenn_fx.algebra.ruleset import omenn, rule_set
 from omenn_fx.testing import called, content_of, measure
 
 F64 = torch.float64

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from omenn_fx.carry import POLICIES, carrier, contribution
-from omenn_fx.linear import Cast, Centre, Chain, Diagonal, Linear, Matrix, Moves, Reduction, Weighted
-from omenn_fx.mass import Even, Mass, Product, contract, is_one, spread, sum_to
-from omenn_fx.registry import Affine, Bias, Call, Slot
+from omenn_fx.algebra.bias_policy import POLICIES, carrier, contribution
+from omenn_fx.algebra.form import Affine, Bias, Call, Slot
+from omenn_fx.algebra.linear import Cast, Centre, Chain, Diagonal, Linear, Matrix, Moves, Reduction, Weighted
+from omenn_fx.algebra.mass import Even, Mass, Product, contract, is_one, spread, sum_to
 
 F64 = torch.float64
 

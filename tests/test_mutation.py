@@ -9,9 +9,10 @@ import torch
 from samples import SAMPLES, name_of, of
 
 import omenn_fx
-from omenn_fx.invariants import finite
-from omenn_fx.linear import Linear
-from omenn_fx.registry import Affine, Bias, RuleSet, omenn
+from omenn_fx.algebra.form import Affine, Bias
+from omenn_fx.algebra.invariants import finite
+from omenn_fx.algebra.linear import Linear
+from omenn_fx.algebra.ruleset import RuleSet, omenn
 from omenn_fx.testing import CallModule
 
 OFF = 1.001  # wrong by 1e-3

@@ -20,7 +20,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import omenn_fx
-from omenn_fx.cli import app
+from omenn_fx.cli.explain import app
 from omenn_fx.errors import CaptureError, ExportError, InputError, OutputError, ParityError, TargetError
 from omenn_fx.export import load
 from omenn_fx.export import verify as verify_module

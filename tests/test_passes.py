@@ -7,12 +7,12 @@ from models import BUILDERS, build
 from torch import nn
 
 import omenn_fx
-from omenn_fx.editor import Editor
+from omenn_fx.capture.editor import Editor
 from omenn_fx.export.deployed import Deployed
-from omenn_fx.export.layout import for_onnxruntime
+from omenn_fx.export.passes.onnxruntime_layout import for_onnxruntime
+from omenn_fx.export.passes.optimize import merge_equal_nodes, optimize
+from omenn_fx.export.passes.phases import phase_kernel, taps
 from omenn_fx.export.program import export_at
-from omenn_fx.passes import merge_equal_nodes, optimize
-from omenn_fx.phases import phase_kernel, taps
 
 aten = torch.ops.aten
 

@@ -18,7 +18,9 @@ from test_readme import run_blocks
 from torch import nn
 
 import omenn_fx
-from omenn_fx import images, report, sources
+from omenn_fx import report
+from omenn_fx.loading import images
+from omenn_fx.loading import models as sources
 from omenn_fx.report import content, page
 from omenn_fx.visualize import Display, colours, overlay, symmetric_scale
 from omenn_fx.visualize.parts import signed

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import omenn_fx
-from omenn_fx.registry import Rule, RuleSet, omenn
+from omenn_fx.algebra.ruleset import Rule, RuleSet, omenn
 
 F64 = torch.float64
 

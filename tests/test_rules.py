@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from samples import SAMPLES, N, Sample, T, Z, aten, name_of, of
 
 import omenn_fx
-from omenn_fx import invariants
-from omenn_fx.carry import POLICIES
-from omenn_fx.invariants import random_like
-from omenn_fx.linear import Chain
-from omenn_fx.mass import Even, Mass
-from omenn_fx.registry import Affine, Call, Rule, RuleSet, Slot, omenn, rule_set
+from omenn_fx.algebra import invariants
+from omenn_fx.algebra.bias_policy import POLICIES
+from omenn_fx.algebra.form import Affine, Call, Slot
+from omenn_fx.algebra.invariants import random_like
+from omenn_fx.algebra.linear import Chain
+from omenn_fx.algebra.mass import Even, Mass
+from omenn_fx.algebra.ruleset import Rule, RuleSet, omenn, rule_set
 from omenn_fx.testing import VARIANTS, called, measure
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16

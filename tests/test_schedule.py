@@ -6,7 +6,7 @@ from models import build
 from torch import fx
 
 import omenn_fx
-from omenn_fx.schedule import hoist
+from omenn_fx.graph.schedule import hoist
 
 aten = torch.ops.aten
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import omenn_fx
-from omenn_fx.composite import layers
-from omenn_fx.layer import CONVOLUTION, DENSE, EVERY, FIRST, LAST, Where
-from omenn_fx.registry import omenn, rule_set
-from omenn_fx.rules import lrp, sets
-from omenn_fx.rules.shortcuts import split_by_size
+from omenn_fx.algebra.layer import CONVOLUTION, DENSE, EVERY, FIRST, LAST, Where
+from omenn_fx.algebra.ruleset import omenn, rule_set
+from omenn_fx.analysis.layers import layers
+from omenn_fx.rules import sets
+from omenn_fx.rules.sets import lrp
+from omenn_fx.rules.sets.shortcuts import split_by_size
 
 COMPOSITES = ("epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box")
 OTHERS = ("deeplift", "omenn_gamma", "epsilon_plus_split")

@@ -16,11 +16,12 @@ from models import build, image, randomise, small_cnn, vision_transformer
 from torch import nn
 
 import omenn_fx
-from omenn_fx.layer import DENSE, EVERY
-from omenn_fx.registry import RuleSet, Slot, omenn, rule_set
+from omenn_fx.algebra.form import Slot
+from omenn_fx.algebra.layer import DENSE, EVERY
+from omenn_fx.algebra.ruleset import RuleSet, omenn, rule_set
 from omenn_fx.rules import sets
-from omenn_fx.rules.attnlrp import ATTENTION
-from omenn_fx.rules.lrp import Epsilon
+from omenn_fx.rules.sets.attention_lrp import ATTENTION
+from omenn_fx.rules.sets.lrp import Epsilon
 from omenn_fx.testing import called
 
 aten = torch.ops.aten

@@ -22,7 +22,7 @@ from race import tables
 from race.contestants import CONTESTANTS, PLAIN, Race
 from race.models import MODELS, Subject
 
-from omenn_fx.registry import rule_sets
+from omenn_fx.algebra.ruleset import rule_sets
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = [

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import omenn_fx
-from omenn_fx.linear import Diagonal, Linear, Matrix
-from omenn_fx.registry import Affine, Bias, RuleSet, omenn
+from omenn_fx.algebra.form import Affine, Bias
+from omenn_fx.algebra.linear import Diagonal, Linear, Matrix
+from omenn_fx.algebra.ruleset import RuleSet, omenn
 from omenn_fx.testing import INVARIANTS, RuleError, check_rule
 
 aten = torch.ops.aten

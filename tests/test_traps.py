@@ -8,11 +8,11 @@ import torch.utils._pytree as pytree
 from traps import TRAPS
 
 import omenn_fx
-from omenn_fx.check import verdicts
-from omenn_fx.check_report import Verdict
-from omenn_fx.findings import PROBLEMS, WARNINGS
-from omenn_fx.plan import Request, make_plan
-from omenn_fx.registry import rule_set
+from omenn_fx.algebra.ruleset import rule_set
+from omenn_fx.analysis.plan import Request, make_plan
+from omenn_fx.checking.check import verdicts
+from omenn_fx.checking.check_report import Verdict
+from omenn_fx.checking.findings import PROBLEMS, WARNINGS
 
 SUPPORTED = [t for t in TRAPS if t.supported]
 REFUSED = [t for t in TRAPS if not t.supported]

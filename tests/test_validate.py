@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import omenn_fx
-from omenn_fx.linear import Diagonal
-from omenn_fx.registry import RuleSet, omenn
-from omenn_fx.validation_report import MEANING
+from omenn_fx.algebra.linear import Diagonal
+from omenn_fx.algebra.ruleset import RuleSet, omenn
+from omenn_fx.checking.validation_report import MEANING
 
 aten = torch.ops.aten
 
@@ -137,7 +137,7 @@ def test_values_are_let_go_of():
                 self.most = max(self.most, len(self.refs))
             return out
 
-    from omenn_fx.validate import Walk
+    from omenn_fx.checking.validate import Walk
 
     def most(depth):
         model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(depth))).eval()

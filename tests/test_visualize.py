@@ -13,7 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import omenn_fx
-from omenn_fx.cli import app, table
+from omenn_fx.cli.explain import app, table
 from omenn_fx.visualize import (
     FINE,
     KINDS,

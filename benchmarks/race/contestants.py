@@ -17,7 +17,7 @@ from judge.methods import METHODS, Method, NotApplicable, zennit
 from torch import Tensor
 
 import omenn_fx
-from omenn_fx.registry import rule_sets
+from omenn_fx.algebra.ruleset import rule_sets
 
 from .models import Subject
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from omenn_fx.sources import import_library
+from omenn_fx.loading.models import import_library
 
 
 def torchvision() -> ModuleType:

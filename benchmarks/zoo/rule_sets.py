@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from omenn_fx.registry import rule_sets
+from omenn_fx.algebra.ruleset import rule_sets
 
 from .check import check
 from .pool import Outcome

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from omenn_fx.capture.torch_export import require_eval
 from omenn_fx.explainer import Explainer, transform
-from omenn_fx.exporting import require_eval
 
 
 class LiveExplainer:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from omenn_fx.checking.validation_report import MEANING, ValidationReport
 from omenn_fx.errors import TargetError
 from omenn_fx.explainer import NodeInfo
 from omenn_fx.explanation import Explanation
 from omenn_fx.target import Target, resolve
-from omenn_fx.validation_report import MEANING, ValidationReport
 from omenn_fx.visualize import Display, colours, overlay, symmetric_scale
 from omenn_fx.visualize.display import resolved
 from omenn_fx.visualize.parts import Part, part, signed

@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 
 from omenn_fx._version import __version__
-from omenn_fx.check import report as check_report
-from omenn_fx.check_report import CheckReport
+from omenn_fx.analysis.plan import Plan
+from omenn_fx.checking.check import report as check_report
+from omenn_fx.checking.check_report import CheckReport
+from omenn_fx.checking.validation_report import largest
 from omenn_fx.errors import InputError
 from omenn_fx.explainer import Explainer, transform
 from omenn_fx.explanation import Explanation
-from omenn_fx.images import open_image
-from omenn_fx.plan import Plan
+from omenn_fx.loading.images import open_image
+from omenn_fx.loading.models import Loaded
 from omenn_fx.report.content import Subject, subject, top_classes
-from omenn_fx.sources import Loaded
 from omenn_fx.target import Target
-from omenn_fx.validation_report import largest
 from omenn_fx.visualize import Display, colours
 from omenn_fx.visualize.parts import signed
 

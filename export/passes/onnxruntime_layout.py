@@ -1,0 +1,277 @@
+"""Passes for onnxruntime's CPU kernels, which keep the values between convolutions in blocks of channels.
+
+Whatever is not a convolution, a pool, a ramp (HardSigmoid), a sum or a product of equal shapes leaves that layout and
+comes back. A mask is a ramp; a phase of an image and zeros between its values are depthwise convolutions: the same to
+the last bit for finite values. ReLU6's value is 6 times a ramp of x / 6, the same but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+
+from omenn_fx.capture.editor import Editor, shape
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+HUGE = 3e38  # times the smallest normal float32 it is above 1
+BLOCK = 16  # channels
+LONG = 1024  # summands
+_BINARY = (aten.add.Tensor, aten.mul.Tensor)
+_KEEPS_BLOCKS = (
+    aten.conv2d.default,
+    aten.relu.default,
+    aten.relu_.default,
+    aten.max_pool2d.default,
+    aten.clamp.default,
+)
+_RELUS = (aten.relu.default, aten.relu_.default)
+_CLAMPS = (aten.hardtanh.default, aten.relu6.default, aten.clamp.default)
+TINY = torch.finfo(torch.float32).tiny
+
+
+def for_onnxruntime(module: fx.GraphModule) -> fx.GraphModule:
+    """Run the passes on a float32 graph, in place."""
+    return Editor(module).run(
+        (masks, saturations, phases_of_images, interleaved, stuffed, blocked, repairs, columns, totals)
+    )
+
+
+def _depthwise(editor: Editor, x: Any, kernel: Tensor, stride: list[int]) -> Any:
+    """A convolution of every channel by itself, without padding; kernel [C, 1, h, w]."""
+    groups = int(kernel.shape[0])
+    return editor.call(aten.conv2d.default, x, editor.add_constant(kernel), None, stride, [0, 0], [1, 1], groups)
+
+
+def _spread(editor: Editor, x: Any, kernel: Tensor, stride: list[int], rest: list[int], groups: int) -> Any:
+    """A transposed convolution without padding, in groups of channels."""
+    weight = editor.add_constant(kernel)
+    return editor.call(aten.conv_transpose2d.input, x, weight, None, stride, [0, 0], rest, groups)
+
+
+def _ramp(editor: Editor, x: Any, slope: float) -> Any:
+    """min(max(slope x, 0), 1), which becomes ONNX's HardSigmoid (export/simplify.py): it keeps the layout."""
+    return editor.call(aten.clamp.default, editor.call(aten.mul.Tensor, x, slope), 0, 1)
+
+
+def masks(editor: Editor) -> None:
+    """sign(relu(x)) = min(HUGE relu(x), 1)."""
+    for node in editor.nodes(aten.sign.default):
+        x = node.args[0]
+        if x.target not in _RELUS or x.meta["val"].dtype != torch.float32:
+            continue
+        with editor.before(x.next):  # beside the forward's own use, while the value is in the cache
+            editor.like(node)
+            mask = _ramp(editor, x, HUGE)
+        editor.replace(node, mask)
+
+
+def saturations(editor: Editor) -> None:
+    """ReLU6's ratio min(max(x, 0), 6) / x = min(max(6 / x, 0), 1): only the reciprocal leaves the blocked layout.
+
+    Where a channel may be 0 everywhere, it becomes -TINY, whose ratio is 0, as ReLU6's is at 0.
+    """
+    for node in editor.nodes(aten.div.Tensor):
+        clipped, divisor = node.args
+        x, low, high = _limits(clipped)
+        if x is None or _limits(divisor) != (x, TINY, None) or low != 0 or high is None:
+            continue
+        if x.target is not aten.conv2d.default or x.meta["val"].dtype != torch.float32:
+            continue
+        bias = _bias(editor, x)
+        if bias is None:
+            continue
+        _move_off_zero(editor, x, bias)
+        channels = int(shape(x)[1])
+        with editor.before(clipped):
+            inverse = editor.call(aten.reciprocal.default, x)
+            scaled = _depthwise(editor, inverse, torch.full((channels, 1, 1, 1), float(high)), [1, 1])
+            ratio = editor.call(aten.clamp.default, scaled, 0, 1)
+        editor.replace(node, ratio)
+        _clip_in_place(editor, clipped, x, float(high))
+
+
+def _clip_in_place(editor: Editor, clipped: Any, x: Any, high: float) -> None:
+    """min(max(x, 0), high) without leaving the layout: as high times a ramp, of which convolutions read the ramp."""
+    readers = list(clipped.users)
+    with editor.before(clipped):
+        ramp = _ramp(editor, x, 1 / high)
+    for reader in readers:
+        weight = editor.constant(reader.args[1]) if reader.target is aten.conv2d.default else None
+        with editor.before(reader):
+            if weight is not None and reader.args[0] is clipped:
+                reader.args = (ramp, editor.add_constant(weight * high), *reader.args[2:])
+            else:
+                scale = torch.full((int(shape(x)[1]), 1, 1, 1), high)
+                reader.replace_input_with(clipped, _depthwise(editor, ramp, scale, [1, 1]))
+    editor.graph.erase_node(clipped)
+
+
+def _limits(node: Any) -> tuple[Any, Any, Any]:
+    """(x, low, high) of a clamp; x is None for anything else."""
+    if not isinstance(node, fx.Node) or node.target not in _CLAMPS:
+        return None, None, None
+    if node.target is aten.relu6.default:
+        return node.args[0], 0, 6
+    x, low, high = [*node.args, None, None][:3]
+    return x, node.kwargs.get("min", low), node.kwargs.get("max", high)
+
+
+def _bias(editor: Editor, convolution: Any) -> Tensor | None:
+    """A convolution's bias, one number for each channel (zeros where it has none); None where it is no constant."""
+    bias = convolution.args[2] if len(convolution.args) > 2 else None
+    return torch.zeros(int(shape(convolution)[1])) if bias is None else editor.constant(bias)
+
+
+def _move_off_zero(editor: Editor, convolution: Any, bias: Tensor) -> None:
+    """Channels whose bias is 0, which may be 0 everywhere, get one of -TINY."""
+    if not bias.all():
+        with editor.before(convolution):
+            moved = editor.add_constant(torch.where(bias == 0, -TINY, bias))
+        convolution.args = (*convolution.args[:2], moved, *convolution.args[3:])
+
+
+def phases_of_images(editor: Editor) -> None:
+    """Every s-th row and column of a ReLU: a strided depthwise convolution that picks one value."""
+    for node in editor.nodes(aten.permute.default):
+        blocks, order = node.args
+        x = blocks.args[0] if blocks.target is aten.reshape.default else None
+        if list(order) != [3, 5, 0, 1, 2, 4] or x is None or x.target not in _RELUS or len(shape(x)) != 4:
+            continue
+        channels, stride = int(shape(x)[1]), [int(shape(blocks)[3]), int(shape(blocks)[5])]
+        for row in [u for u in node.users if _selects_first(u)]:
+            for picked in [u for u in row.users if _selects_first(u)]:
+                kernel = torch.zeros(channels, 1, *stride)
+                kernel[:, :, row.args[2], picked.args[2]] = 1
+                with editor.before(picked):
+                    editor.replace(picked, _depthwise(editor, x, kernel, stride))
+
+
+def _selects_first(node: Any) -> bool:
+    return node.target is aten.select.int and node.args[1] == 0
+
+
+def interleaved(editor: Editor) -> None:
+    """The phases of an image side by side: a transposed convolution with a group for each channel interleaves them."""
+    for node in editor.nodes(aten.pixel_shuffle.default):
+        x, s = node.args
+        if not 2 <= s <= 4 or len(shape(x)) != 4 or node.meta["val"].dtype != torch.float32:
+            continue
+        channels = int(shape(node)[1])
+        kernel = torch.eye(s * s).reshape(1, s * s, 1, s, s).expand(channels, -1, -1, -1, -1).flatten(0, 1)
+        with editor.before(node):
+            editor.replace(node, _spread(editor, x, kernel, [s, s], [0, 0], channels))
+
+
+def stuffed(editor: Editor) -> None:
+    """Zeros between the values of an image, where a pointwise convolution had a stride: the same with a kernel of 1."""
+    for node in editor.nodes(aten.pad.default):
+        x, pads = node.args[:2]
+        if len(shape(node)) != 6 or [pads[i] for i in (0, 2, 3, 4, 6, 7)] != [0] * 6 or len(pads) != 8:
+            continue
+        inner = x.args[0] if x.target is aten.unsqueeze.default else None
+        image = inner.args[0] if inner is not None and inner.target is aten.unsqueeze.default else None
+        whole = next(iter(node.users), None)
+        whole = next(iter(whole.users), None) if whole is not None and len(node.users) == 1 else None
+        if image is None or whole is None or len(shape(image)) != 4 or len(shape(whole)) != 4:
+            continue
+        if node.meta["val"].dtype != torch.float32 or whole.target is not aten.flatten.using_ints:
+            continue
+        channels, rest = int(shape(image)[1]), [pads[5], pads[1]]
+        with editor.before(whole):
+            ones = torch.ones(channels, 1, 1, 1)
+            editor.replace(whole, _spread(editor, image, ones, [r + 1 for r in rest], rest, channels))
+
+
+def blocked(editor: Editor) -> None:
+    """A sum or product of one value in the blocked layout and one that is not would put all after it out of the layout:
+    the other goes in by a depthwise convolution with 1."""
+    inside: set[fx.Node] = set()
+    for node in editor.nodes(*_KEEPS_BLOCKS, *_BINARY):
+        if len(shape(node)) != 4 or node.meta["val"].dtype != torch.float32:
+            continue
+        operands = [a for a in node.args if _is_tensor(a) and editor.constant(a) is None]
+        if node.target is aten.conv2d.default:
+            inside |= {node} if _whole_blocks(node) else set()
+        elif node.target in _BINARY and not _begins_ramp(node):
+            alike = len(operands) == 2 and all(list(shape(a)[1:]) == list(shape(node)[1:]) for a in operands)
+            there = [a in inside for a in operands]
+            if not alike or not any(there) or not _whole_blocks(node):
+                continue
+            for operand in operands:
+                if operand not in inside:
+                    with editor.before(node):
+                        moved = _depthwise(editor, operand, torch.ones(int(shape(operand)[1]), 1, 1, 1), [1, 1])
+                    operand.replace_all_uses_with(moved, delete_user_cb=partial(_reads_later, moved))
+                    inside.add(moved)
+            inside.add(node)
+        elif operands and operands[0] in inside:
+            inside.add(node)
+
+
+def _begins_ramp(node: Any) -> bool:
+    """Whether a product with a number is one operator with the clamp behind it."""
+    number = isinstance(node.args[1], float)
+    return number and all(u.target is aten.clamp.default and u.args[1:] == (0, 1) for u in node.users)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
+
+
+def _reads_later(moved: fx.Node, user: fx.Node) -> bool:
+    """Sums and products behind the move read the moved value."""
+    return user.target in _BINARY and moved < user
+
+
+def _whole_blocks(node: fx.Node) -> bool:
+    channels = shape(node)[1]
+    return isinstance(channels, int) and channels % BLOCK == 0
+
+
+def repairs(editor: Editor) -> None:
+    """0 / 0 = slope is one comparison of the divisor, where nan_to_num takes eight operators; x must be finite."""
+    for node in editor.nodes(aten.nan_to_num.default):
+        quotient, *values = node.args
+        values += [node.kwargs[k] for k in ("nan", "posinf", "neginf") if k in node.kwargs]
+        if quotient.target is not aten.div.Tensor or len(set(values)) != 1 or len(values) != 3:
+            continue
+        if not isinstance(quotient.args[1], fx.Node):
+            continue
+        with editor.before(node):
+            slope = editor.add_constant(torch.tensor(float(values[0]), dtype=node.meta["val"].dtype))
+            origin = editor.call(aten.eq.Scalar, quotient.args[1], 0)
+            editor.replace(node, editor.call(aten.where.self, origin, slope, quotient))
+
+
+def columns(editor: Editor) -> None:
+    """A product with a constant vector is faster as one with a matrix of one column."""
+    for node in editor.nodes(aten.matmul.default):
+        vector = editor.constant(node.args[1])
+        if vector is None or vector.ndim != 1 or len(shape(node.args[0])) < 2:
+            continue
+        with editor.before(node):
+            product = editor.call(aten.matmul.default, node.args[0], editor.add_constant(vector[:, None]))
+            editor.replace(node, editor.call(aten.squeeze.dim, product, -1))
+
+
+def totals(editor: Editor) -> None:
+    """A sum over several dimensions as one after the other: onnxruntime adds in sequence, and long sums lose digits."""
+    for node in editor.nodes(aten.sum.dim_IntList, aten.mean.dim, aten.adaptive_avg_pool2d.default):
+        x, dims, *keep = node.args
+        sizes, op = shape(x), node.target
+        if op is aten.adaptive_avg_pool2d.default:
+            if list(dims) != [1, 1]:
+                continue
+            op, dims, keep = aten.mean.dim, [-1, -2], [True]
+        length = math.prod(s if isinstance(s, int) else LONG for s in (sizes[d] for d in dims or ()))
+        if len(dims or ()) < 2 or length < LONG or node.kwargs:
+            continue
+        with editor.before(node):
+            for d in sorted((d % len(sizes) for d in dims), reverse=True):
+                x = editor.call(op, x, [d], *keep)
+        editor.replace(node, x)

@@ -1,0 +1,369 @@
+"""What makes an explainer fast: passes over its exported graph. Each keeps what the graph computes.
+
+They copy weights (folded, flipped, cut into phases), so they run on the way out of the process, where the graph is its
+own; the explainer in memory shares its weights with the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from omenn_fx.capture.editor import Editor, shape
+from omenn_fx.export.passes.phases import phase_kernel, taps
+from omenn_fx.export.passes.zero_blocks import parts_early, skip_zeros
+from omenn_fx.graph.schedule import writes
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+
+_CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+_TRANSPOSED = {
+    aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, aten.conv_transpose3d.input: 3,
+}  # fmt: skip
+_RESHAPES = (aten.reshape.default, aten.view.default, aten.unflatten.int, aten.flatten.using_ints)
+FEW_CHANNELS = 16  # up to it the phases of a transposed convolution go into the channels of one
+LARGE = 1 << 16  # elements: no larger constant is made of smaller ones
+
+
+def optimize(module: fx.GraphModule) -> fx.GraphModule:
+    """Run the passes on a graph of ATen operators, in place."""
+    return Editor(module).run(PASSES)
+
+
+def drop_assertions(editor: Editor) -> None:
+    """The guards of the export: what runs an explainer checks its inputs itself."""
+    for node in list(editor.graph.nodes):
+        if "_assert" in str(node.target) or (node.op == "call_module" and not node.users):
+            editor.graph.erase_node(node)
+
+
+def fold_constants(editor: Editor) -> None:
+    """Values of parameters alone become parameters, unless they are much larger than what they are made of."""
+    node: Any
+    written = _written_constants(editor)
+    for node in list(editor.graph.nodes):
+        value = node.meta.get("val")
+        if node.op != "call_function" or not node.all_input_nodes or not isinstance(value, Tensor) or node in written:
+            continue
+        constants = {n: editor.constant(n) for n in node.all_input_nodes}
+        known = [c for c in constants.values() if c is not None]
+        if len(known) < len(constants) or value.numel() > max(LARGE, sum(c.numel() for c in known)):
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), constants.__getitem__)
+        with torch.no_grad():
+            folded = node.target(*args, **kwargs)
+        with editor.before(node):
+            editor.replace(node, editor.add_constant(folded.clone()))
+
+
+def _written_constants(editor: Editor) -> set[fx.Node]:
+    """What operators that write make of constants, with what they write to: a view cut off from it would miss that."""
+    made: set[fx.Node] = set()
+    for node in editor.graph.nodes:
+        ahead = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and ahead and all(n in made for n in ahead)):
+            made.add(node)
+    written: set[fx.Node] = set()
+    ahead = [n for n in made if n.op == "call_function" and writes(n)]
+    while ahead:
+        node = ahead.pop()
+        if node not in written and node.op == "call_function":
+            written.add(node)
+            ahead += node.all_input_nodes
+    return written
+
+
+def fold_batch_norms(editor: Editor) -> None:
+    """A batch norm behind a convolution scales and shifts its weight and bias."""
+    for node in editor.nodes(aten.batch_norm.default):
+        convolution = node.args[0]
+        if convolution.target not in _CONV.values() or len(convolution.users) > 1:
+            continue
+        x, weight, bias, *geometry = _conv_args(convolution)
+        w, b = editor.constant(weight), editor.constant(bias)
+        gamma, beta, mean, variance = (editor.constant(a) for a in node.args[1:5])
+        if w is None or mean is None or variance is None or (bias is not None and b is None):
+            continue
+        scale = (variance + node.args[7]).rsqrt()
+        scale = scale if gamma is None else scale * gamma
+        shift = -mean * scale if b is None else (b - mean) * scale
+        with editor.before(node):
+            new_weight = editor.add_constant(w * scale.reshape(-1, *[1] * (w.ndim - 1)))
+            new_bias = editor.add_constant(shift if beta is None else shift + beta)
+            editor.replace(node, editor.call(convolution.target, x, new_weight, new_bias, *geometry))
+
+
+def fold_scales(editor: Editor) -> None:
+    """(g * scale) W = g (scale W): the batch norm's share of the adjoint goes into the transposed convolution."""
+    for node in editor.nodes(*_TRANSPOSED):
+        product, weight = node.args[0], editor.constant(node.args[1])
+        scale = _scale_of_channels(editor, product)
+        if weight is None or scale is None:
+            continue
+        with editor.before(node):
+            scaled = editor.add_constant(weight * scale.reshape(-1, *[1] * (weight.ndim - 1)))
+        node.args = (product.args[0], scaled, *node.args[2:])
+
+
+def _scale_of_channels(editor: Editor, node: Any) -> Tensor | None:
+    """s of g * s with s constant, one number for each channel."""
+    if not isinstance(node, fx.Node) or node.target is not aten.mul.Tensor:
+        return None
+    scale = editor.constant(node.args[1])
+    value = shape(node)
+    fits = (
+        scale is not None and scale.ndim >= len(value) - 1 and scale.numel() == value[1] == scale.shape[1 - len(value)]
+    )
+    return scale if fits else None
+
+
+def pointwise_adjoints(editor: Editor) -> None:
+    """The matrix product over the channels that is a pointwise convolution's transpose becomes a convolution."""
+    for node in editor.nodes(aten.bmm.default):
+        found = _pointwise(editor, node)
+        if found is None or len(node.users) != 1:
+            continue
+        matrix, flat = found
+        g, user = flat.args[0], next(iter(node.users))
+        scale = _scale_of_channels(editor, g)
+        if scale is not None:
+            matrix, g = matrix * scale.reshape(1, -1), g.args[0]
+        if user.target not in _RESHAPES or list(shape(user)[2:]) != list(shape(g)[2:]):
+            continue
+        n = len(shape(g)) - 2
+        with editor.before(user):
+            weight = editor.add_constant(matrix.reshape(*matrix.shape, *[1] * n))
+            editor.replace(user, editor.call(_CONV[n], g, weight))
+
+
+def _pointwise(editor: Editor, node: Any) -> tuple[Tensor, Any] | None:
+    """(matrix [in, out], flatten(g, 2)) of bmm(matrix for every sample, flatten(g, 2))."""
+    expanded, flat = node.args
+    if not isinstance(expanded, fx.Node) or not isinstance(flat, fx.Node):
+        return None
+    if expanded.target is not aten.expand.default or flat.target is not aten.flatten.using_ints:
+        return None
+    matrix = editor.constant(expanded.args[0])
+    whole = flat.args[1:] == (2,) and 3 <= len(shape(flat.args[0])) <= 5
+    return (matrix, flat) if matrix is not None and matrix.ndim == 2 and whole else None
+
+
+def forward_convolutions(editor: Editor) -> None:
+    """A transposed convolution with constant weights as convolutions.
+
+    One with the kernel flipped where the stride is 1, else one for each phase, or one for all phases where there are
+    few channels.
+    """
+    for node in editor.nodes(*_TRANSPOSED):
+        g, weight, bias, stride, padding, rest, groups, dilation = _transposed_args(node)
+        w = editor.constant(weight)
+        if w is None or bias is not None:
+            continue
+        kernel = _as_forward(w, groups)
+        with editor.before(node):
+            if all(s == 1 for s in stride):
+                pads = [d * (k - 1) - p for d, k, p in zip(dilation, w.shape[2:], padding, strict=True)]
+                if any(rest) or min(pads) < 0:
+                    continue
+                flipped = editor.add_constant(kernel.flip(*range(2, w.ndim)))
+                new = editor.call(_CONV[w.ndim - 2], g, flipped, None, stride, pads, dilation, groups)
+            elif len(stride) == 2 and stride[0] == stride[1] and all(d == 1 for d in dilation):
+                new = _by_phases(editor, node, g, kernel, stride, padding, groups)
+            else:
+                continue
+        editor.replace(node, new)
+
+
+def _as_forward(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight [in, out / groups, ...] as that of a convolution, [out, in / groups, ...]."""
+    channels, out, *kernel = weight.shape
+    split = weight.reshape(groups, channels // groups, out, *kernel).transpose(1, 2)
+    return split.reshape(groups * out, channels // groups, *kernel)
+
+
+def _by_phases(
+    editor: Editor, node: Any, g: Any, kernel: Tensor, stride: list[int], padding: list[int], groups: int
+) -> Any:
+    # One sum and one product of sizes: a number, although the sizes themselves may be free.
+    beyond = [int(n - s * o) for n, o, s in zip(shape(node)[2:], shape(g)[2:], stride, strict=True)]
+    more = [-(-b // s) for b, s in zip(beyond, stride, strict=True)]
+    every = list(itertools.product(*(range(s) for s in stride)))
+
+    def convolve(group: list[tuple[int, ...]]) -> Any:
+        """Some phases at once, as channels: those of a channel stand side by side."""
+        reads = [
+            taps(sorted({p[d] for p in group}), kernel.shape[2 + d], stride[d], padding[d]) for d in range(len(stride))
+        ]
+        window = [r for r in reads if r is not None]
+        if len(window) < len(reads):
+            return None
+        weight = torch.stack([phase_kernel(kernel, p, window) for p in group], 1).flatten(0, 1)
+        pads = [w.pads(m) for w, m in zip(window, more, strict=True)]
+        even = all(before == after >= 0 for before, after in pads)
+        x = g if even else _padded(editor, g, pads)
+        inside = [before for before, _ in pads] if even else [0] * len(pads)
+        constant = editor.add_constant(weight)
+        return editor.call(_CONV[len(stride)], x, constant, None, [1] * len(stride), inside, [1] * len(stride), groups)
+
+    if kernel.shape[0] <= FEW_CHANNELS and groups == 1:
+        stacked = convolve(every)
+        assert stacked is not None  # some phase reads something
+    else:
+        parts = [convolve([phase]) for phase in every]
+        some = next(p for p in parts if p is not None)
+        nothing = editor.call(aten.mul.Tensor, some, 0.0) if None in parts else some
+        pile = editor.call(aten.stack.default, [nothing if p is None else p for p in parts], 2)
+        stacked = editor.call(aten.flatten.using_ints, pile, 1, 2)
+    whole = editor.call(aten.pixel_shuffle.default, stacked, stride[0])
+    for d, (b, m, s) in enumerate(zip(beyond, more, stride, strict=True), 2):
+        if b != m * s:
+            whole = editor.call(aten.slice.Tensor, whole, d, 0, b - m * s)
+    return whole
+
+
+def _padded(editor: Editor, g: Any, pads: list[tuple[int, int]]) -> Any:
+    """Zeros around an image, or less of it where a number is negative, which aten.pad cannot do with a free batch."""
+    for d, (before, after) in enumerate(pads, 2):
+        if before < 0 or after < 0:
+            g = editor.call(aten.slice.Tensor, g, d, max(-before, 0), after if after < 0 else sys.maxsize)
+    around = [max(v, 0) for pair in reversed(pads) for v in pair]
+    return editor.call(aten.pad.default, g, around) if any(around) else g
+
+
+def sums_over_channels(editor: Editor) -> None:
+    """sum_c g[:, c] b[c], the mass of a bias by position, is a convolution to one channel."""
+    for node in editor.nodes(aten.einsum.default):
+        equation, operands = node.args[0], node.args[1]
+        if equation not in ("abc,b->ac", "abcd,b->acd", "abcde,b->acde"):
+            continue
+        g, bias = operands
+        b = editor.constant(bias)
+        if b is None:
+            continue
+        n = len(shape(g)) - 2
+        with editor.before(node):
+            row = editor.add_constant(b.reshape(1, -1, *[1] * n))
+            editor.replace(node, editor.call(aten.squeeze.dim, editor.call(_CONV[n], g, row), 1))
+
+
+def share_attention(editor: Editor) -> None:
+    """The rule of an attention makes its weights A = softmax(Q K^T): the forward takes A V from the same A."""
+    weights = {frozenset(_read_by(node)): node for node in editor.nodes(aten.softmax.int)}
+    for node in editor.nodes(aten.scaled_dot_product_attention.default):
+        query, key, value, *rest = node.args
+        mask = (rest[:1] or [None])[0]
+        made = weights.get(frozenset(n for n in (query, key, mask) if n is not None))
+        if made is None or len(rest) > 3 or rest[1:2] not in ([], [0.0]) or node.kwargs.get("enable_gqa"):
+            continue
+        if list(shape(made)[:-1]) != list(shape(node)[:-1]):
+            continue
+        _hoist(editor, made, node)
+        with editor.before(node):
+            editor.replace(node, editor.call(aten.matmul.default, made, value))
+
+
+def share_gates(editor: Editor) -> None:
+    """gelu(x) = x r with the ratio r = (1 + erf(x / sqrt 2)) / 2 that its rule makes."""
+    for node in editor.nodes(aten.gelu.default):
+        if node.args[1:] or node.kwargs:
+            continue
+        at, chain = node.args[0], [aten.mul.Tensor, aten.erf.default, aten.add.Tensor, aten.mul.Tensor]
+        numbers: list[list[float]] = [[math.sqrt(0.5)], [], [1], [0.5]]
+        for step, rest in zip(chain, numbers, strict=True):
+            at = next((u for u in at.users if u.target is step and list(u.args[1:]) == rest), None)
+            if at is None:
+                break
+        if at is not None:
+            _hoist(editor, at, node)
+            with editor.before(node):
+                editor.replace(node, editor.call(aten.mul.Tensor, node.args[0], at))
+
+
+def _read_by(softmax: Any, depth: int = 8) -> set[Any]:
+    """The nodes that the scores of an attention are made of: what its product, scale and mask read."""
+    inside = {
+        aten.matmul.default, aten.mul.Tensor, aten.mul.Scalar, aten.transpose.int, aten.add.Tensor,
+        aten.masked_fill.Scalar, aten.bitwise_not.default, aten.nan_to_num.default,
+    }  # fmt: skip
+    found: set[Any] = set()
+    ahead = [(n, depth) for n in softmax.all_input_nodes]
+    while ahead:
+        node, left = ahead.pop()
+        if node.target in inside and left:
+            ahead += [(n, left - 1) for n in node.all_input_nodes]
+        else:
+            found.add(node)
+    return found
+
+
+def _hoist(editor: Editor, node: Any, target: Any) -> None:
+    """Move a node and what it is made of in front of another, which none of them reads."""
+    order = {n: i for i, n in enumerate(editor.graph.nodes)}
+    ahead, moved = [node], set()
+    while ahead:
+        at = ahead.pop()
+        if at not in moved and order[at] > order[target]:
+            moved.add(at)
+            ahead += at.all_input_nodes
+    for at in sorted(moved, key=order.__getitem__):
+        target.prepend(at)
+
+
+def merge_equal_nodes(editor: Editor) -> None:
+    """Common subexpressions, computed once."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(editor.graph.nodes):
+        if not _repeatable(node):
+            continue
+        key = (node.op, node.target, str(node.args), str(node.kwargs))
+        if key in seen:
+            editor.replace(node, seen[key])
+        else:
+            seen[key] = node
+
+
+def _repeatable(node: Any) -> bool:
+    """Whether two such nodes with the same operands have the same value."""
+    if node.op == "get_attr" or node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return not writes(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
+def _conv_args(node: Any) -> list[Any]:
+    n = next(n for n, op in _CONV.items() if op is node.target)
+    defaults: list[Any] = [None, None, None, [1] * n, [0] * n, [1] * n, 1]
+    return [*node.args, *defaults[len(node.args) :]]
+
+
+def _transposed_args(node: Any) -> list[Any]:
+    n = _TRANSPOSED[node.target]
+    defaults: list[Any] = [None, None, None, [1] * n, [0] * n, [0] * n, 1, [1] * n]
+    args = [*node.args, *defaults[len(node.args) :]]
+    return [a * n if isinstance(a, list) and len(a) == 1 else a for a in args]
+
+
+PASSES: tuple[Callable[[Editor], None], ...] = (
+    drop_assertions,
+    fold_constants,
+    merge_equal_nodes,
+    fold_batch_norms,
+    fold_scales,
+    pointwise_adjoints,
+    forward_convolutions,
+    sums_over_channels,
+    skip_zeros,
+    merge_equal_nodes,
+    parts_early,
+    share_attention,
+    share_gates,
+)

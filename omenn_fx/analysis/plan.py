@@ -1,0 +1,115 @@
+"""Plan: all that is known of an explanation before any data: the captured graph, the roles, and where the batch lies.
+
+`transform` builds an explainer from a plan and raises its error; `check` reports what a plan holds, error or not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch.export import ExportedProgram
+
+from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.analysis.batch_dim import Layouts, layouts
+from omenn_fx.analysis.endpoints import Explain, Output, select_output, select_sources
+from omenn_fx.analysis.layers import treatments
+from omenn_fx.analysis.reference import add_reference
+from omenn_fx.analysis.roles import Tagged, tag
+from omenn_fx.capture.captured import Captured, capture
+from omenn_fx.capture.fold_norms import fold_batch_norms
+from omenn_fx.capture.sizes import batch_size
+from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
+
+log = logging.getLogger("omenn_fx")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, as in `transform`."""
+
+    rules: RuleSet
+    explain: Explain = None
+    output: Output = None
+    roles: Mapping[str, str] | None = None
+    dynamic_batch: bool = True
+    batched: bool = True
+    free: tuple[str, ...] = ()  # sizes that stay free beside the batch
+
+
+@dataclass
+class Plan:
+    """As far as it came: `error` is what stopped it."""
+
+    request: Request
+    captured: Captured | None = None
+    tagged: Tagged | None = None
+    layout: Layouts | None = None
+    error: OmennError | None = None
+
+
+def make_plan(
+    source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
+) -> Plan:
+    """Capture a model at example inputs and give every node its role. What goes wrong is `Plan.error`, not raised."""
+    plan = _filled(source, args, kwargs, request, request.dynamic_batch)
+    one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
+    symbolic = plan.captured is not None and plan.captured.dynamic_batch
+    if not isinstance(plan.error, MixedBatchError) or not one or not symbolic:
+        return plan
+    log.warning("captured at a fixed batch of one: %s", str(plan.error).splitlines()[0])
+    return _filled(source, args, kwargs, request, dynamic_batch=False)
+
+
+def _filled(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request, dynamic_batch: bool) -> Plan:
+    """A plan, as far as it comes."""
+    plan = Plan(request)
+    try:
+        _fill(plan, source, args, kwargs, dynamic_batch)
+    except OmennError as error:
+        plan.error = error
+    return plan
+
+
+def _fill(plan: Plan, source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool) -> None:
+    request = plan.request
+    try:
+        plan.captured = capture(source, args, kwargs, request.rules, dynamic_batch, request.batched, request.free)
+    except CaptureError as error:
+        problem = _misfit(source, pytree.tree_leaves((args, kwargs)))
+        if problem is None:
+            raise
+        raise InputError(f"{problem}\n  {error}") from error
+    if request.rules.folds_norms:
+        fold_batch_norms(plan.captured)
+    sources = select_sources(plan.captured, request.rules, request.explain)
+    output = select_output(plan.captured, request.output)
+    plan.tagged = tag(plan.captured, request.rules, sources, output, request.roles)
+    plan.tagged.require_rules()
+    plan.tagged.treatments = treatments(plan.tagged)
+    plan.layout = layouts(plan.tagged)
+    if request.rules.reference is not None:
+        add_reference(plan.tagged)
+
+
+def _misfit(source: Any, leaves: list[Any]) -> str | None:
+    """An input whose dtype or device is not that of the model's weights."""
+    weights = [p for p in source.parameters() if p.is_floating_point()] if isinstance(source, nn.Module) else []
+    dtypes, devices = {p.dtype for p in weights}, {p.device for p in weights}
+    for leaf in leaves:
+        if not isinstance(leaf, torch.Tensor) or not weights:
+            continue
+        if leaf.is_floating_point() and leaf.dtype not in dtypes:
+            return f"the input is {leaf.dtype}, the model's weights are {_names(dtypes)}: convert one (.to(dtype))"
+        if leaf.device not in devices:
+            return f"the input is on {leaf.device}, the model on {_names(devices)}: move one (.to(device))"
+    return None
+
+
+def _names(values: set[Any]) -> str:
+    return " and ".join(sorted(map(str, values)))

@@ -1,0 +1,221 @@
+"""Capture: any PyTorch model becomes one flat, functional ATen graph whose parameters are attributes.
+
+`torch.export` does the capturing. Its training IR is kept wherever it can be (names and operators stay the user's own);
+in-place operators are made functional by `functionalize`, and only a graph that writes through views, or that holds an
+operator without a rule, pays for `run_decompositions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
+from omenn_fx.capture.nodes import place_of
+from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
+from omenn_fx.capture.torch_export import export, quiet, require_eval
+from omenn_fx.errors import CaptureError, InputError
+
+aten = torch.ops.aten
+_PRODUCTS = {
+    aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default,
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
+}  # fmt: skip
+
+
+@dataclass
+class Captured:
+    """A model as one graph: placeholders are the leaves of (args, kwargs), the output is a tuple of leaves."""
+
+    module: fx.GraphModule
+    inputs: list[fx.Node]
+    outputs: list[Any]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    batch: Any  # symbolic size of the batch, the fixed int, or None where all inputs are one sample
+    dynamic_batch: bool
+    widened: bool = False  # a float64 model whose casts to float32 were made float64
+    mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
+
+    def __post_init__(self) -> None:
+        # Of each input, free sizes by name: torch.compile would read a symbol as the number that it was found at.
+        values = [n.meta.get("val") for n in self.inputs]
+        self.shapes = [
+            [str(s) if is_symbolic(s) else int(s) for s in v.shape] if isinstance(v, torch.Tensor) else []
+            for v in values
+        ]
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+
+def capture(
+    source: nn.Module | ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rules: RuleSet,
+    dynamic_batch: bool = True,
+    batched: bool = True,
+    free: Sequence[str] = (),
+) -> Captured:
+    """Capture a model at example inputs. Raises CaptureError with the user's line where torch.export cannot.
+
+    `free` names sizes of the inputs that stay free beside the batch (`exporting.FREE_SIZES`).
+    """
+    if isinstance(source, ExportedProgram):
+        program, functional = source, False  # the user's own program is not edited
+    else:
+        require_eval(source)
+        program = export(source, args, dict(kwargs), dynamic_batch and batched, free)
+        drop_inference_no_ops(program.graph)
+        functional = functionalize(program.graph, program.graph_signature.user_inputs)
+    if not functional or _needs_decomposition(program, rules):
+        table = torch.export.default_decompositions()
+        for op in [op for op in table if op in rules]:
+            table.pop(op)
+        with quiet():
+            decomposed = program.run_decompositions(table)
+        effects = any(spec.kind == InputKind.TOKEN for spec in decomposed.graph_signature.input_specs)
+        # Ordered side effects (error checks of linear algebra) have no affine form: name the operator as it was.
+        program = program if effects and functional else decomposed
+    captured = _flatten(program, batched)
+    _require_one_dtype(captured)
+    return captured
+
+
+def _require_one_dtype(captured: Captured) -> None:
+    """Products of two dtypes, which shapes alone do not refuse and kernels do. Raises InputError with the line."""
+    for node in captured.graph.nodes:
+        if node.target not in _PRODUCTS:
+            continue
+        values = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), torch.Tensor)]
+        dtypes = sorted({str(v.dtype) for v in values if v.is_floating_point()})
+        if len(dtypes) > 1:
+            raise InputError(
+                f"{place_of(node)}\n      gets {' and '.join(dtypes)}: convert the input to the dtype of the weights "
+                "(.to(dtype))"
+            )
+
+
+def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
+    """Whether an operator that the user's input reaches has no rule, so that its decomposition may have."""
+    live = input_dependent(program.graph, program.graph_signature.user_inputs)
+    operators = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
+    return any(
+        isinstance(node.target, operators) and node.target not in rules and not _shape_only(node) for node in live
+    )
+
+
+def _shape_only(node: fx.Node) -> bool:
+    """Nodes that no explanation passes through: sizes and assertions."""
+    value = node.meta.get("val")
+    return not isinstance(value, (torch.Tensor, tuple, list)) or "_assert" in str(node.target)
+
+
+def _flatten(program: ExportedProgram, batched: bool) -> Captured:
+    """Parameters, buffers and constants become attributes; user inputs stay placeholders, in order."""
+    root, graph = nn.Module(), fx.Graph()
+    placeholders = program.graph.find_nodes(op="placeholder")
+    double = any(isinstance(v := n.meta.get("val"), torch.Tensor) and v.dtype == torch.float64 for n in placeholders)
+    env: dict[fx.Node, Any] = _inputs_and_constants(program, root, graph)
+    inputs = [node for node in env.values() if node.op == "placeholder"]
+    outputs: list[Any] = []
+    widened = False
+    for node in program.graph.nodes:
+        if node.op == "output":
+            leaves = zip(program.graph_signature.output_specs, node.args[0], strict=True)
+            outputs = [
+                env.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf
+                for spec, leaf in leaves
+                if spec.kind == OutputKind.USER_OUTPUT
+            ]
+        elif node.op == "get_attr":
+            _assign(root, node.target, _attribute(program.graph_module, node.target))
+            env[node] = graph.node_copy(node, env.__getitem__)
+        elif node.op != "placeholder" and "_assert" not in str(node.target):
+            env[node] = graph.node_copy(node, env.__getitem__)
+            widened = double and (_widen(env[node]) or widened)
+            if widened:
+                _refresh(env[node])
+    graph.output(tuple(outputs))
+    module = fx.GraphModule(root, graph)
+    symbol = batch_symbol(program) if batched else None
+    batch = symbol if symbol is not None or not batched else batch_size([n.meta.get("val") for n in inputs])
+    spec = program.call_spec
+    changes = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+    mutated = tuple(str(s.target) for s in program.graph_signature.output_specs if s.kind in changes)
+    return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, symbol is not None, widened, mutated)
+
+
+def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """What stands for each placeholder of a program: an input, or a tensor of the model, which becomes an attribute."""
+    signature = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
+    kinds = {node: signature[node.name] for node in program.graph.find_nodes(op="placeholder")}
+    users = [node for node, spec in kinds.items() if spec.kind == InputKind.USER_INPUT]
+    env = {node: graph.placeholder(node.name) for node in users}  # in front of everything else
+    for node, spec in kinds.items():
+        if node not in env:
+            target = str(spec.target)
+            tensor = program.state_dict.get(target, program.constants.get(target))
+            if not isinstance(tensor, torch.Tensor):
+                raise CaptureError(f"the model holds '{target}', which is not a tensor ({type(tensor).__name__})")
+            _assign(root, target, tensor)
+            env[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
+        env[node].meta = dict(node.meta)
+    return env
+
+
+def _widen(node: fx.Node) -> bool:
+    """In a float64 model a cast to float32 guards nothing and would lose half of the digits: keep float64."""
+
+    def wide(value: Any) -> Any:
+        return torch.float64 if value is torch.float32 else value
+
+    before = node.args, node.kwargs
+    node.args = tuple(wide(a) for a in node.args)
+    node.kwargs = {k: wide(v) for k, v in node.kwargs.items()}
+    return (node.args, node.kwargs) != before
+
+
+def _refresh(node: fx.Node) -> None:
+    """Recorded shapes and dtypes behind a widened cast."""
+    values = pytree.tree_leaves([n.meta.get("val") for n in node.all_input_nodes])  # a getitem reads a tuple
+    mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+    if mode is not None and callable(node.target):
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        with mode, torch.no_grad():
+            node.meta["val"] = node.target(*args, **kwargs)
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _assign(root: nn.Module, path: str, tensor: torch.Tensor | nn.Module) -> None:
+    if isinstance(tensor, nn.Module):  # the branches of a control-flow operator
+        root.add_module(path, tensor)
+        return
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in root._modules:
+            root.add_module(parent, nn.Module())
+        root = root.get_submodule(parent)
+    if name in root._parameters or name in root._buffers:
+        return
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(name, tensor)
+    else:
+        root.register_buffer(name, tensor)

@@ -1,0 +1,112 @@
+"""Inputs of a call: do they fit what was captured, and can they be explained at all?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.nodes import value_of
+from omenn_fx.capture.sizes import batch_size
+from omenn_fx.errors import InputError
+
+Tensor = torch.Tensor
+
+
+def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
+    """Whether inputs have the captured shapes, dtypes and devices; a free size is the same wherever it stands."""
+    nodes = captured.inputs
+    if len(nodes) != len(leaves):
+        return False
+    batch = batch_size(leaves)
+    free: dict[str, int] = {}
+    for node, shape, leaf in zip(nodes, captured.shapes, leaves, strict=True):
+        value = value_of(node)
+        if isinstance(value, Tensor) != isinstance(leaf, Tensor):
+            return False
+        if not isinstance(leaf, Tensor):
+            if value != leaf:
+                return False
+            continue
+        if leaf.dtype != value.dtype or leaf.device != value.device or leaf.ndim != value.ndim:
+            return False
+        for d, (want, have) in enumerate(zip(shape, leaf.shape, strict=True)):
+            size = (free.setdefault(want, have) if d else batch) if isinstance(want, str) else want
+            if have != size:
+                return False
+    return True
+
+
+def check_leaves(leaves: Sequence[Any]) -> None:
+    """Tensors and plain values, with a batch among them."""
+    for leaf in leaves:
+        if not isinstance(leaf, (Tensor, int, float, bool, str, type(None))):
+            raise InputError(f"an input is a {type(leaf).__name__}, not a torch.Tensor; convert it first")
+    if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
+        raise InputError("no input is a tensor with a batch dimension: give tensors of shape [N, ...]")
+
+
+def check_rank(captured: Captured | None, leaves: Sequence[Any]) -> None:
+    """The rank and kind that were captured: anything else is a mistake, not a new shape."""
+    if captured is None:
+        return
+    for node, leaf in zip(captured.inputs, leaves, strict=False):
+        value = value_of(node)
+        if isinstance(value, Tensor) and isinstance(leaf, Tensor):
+            if leaf.ndim != value.ndim:
+                raise InputError(
+                    f"input '{node.name}' has {leaf.ndim} dimensions {tuple(leaf.shape)}, captured with {value.ndim} "
+                    f"({', '.join(map(str, value.shape))})"
+                )
+            if leaf.is_floating_point() != value.is_floating_point():
+                raise InputError(f"input '{node.name}' is {leaf.dtype}, captured as {value.dtype}; convert it first")
+
+
+def check_finite(captured: Captured, leaves: Sequence[Any]) -> None:
+    """No NaN, no inf: names the input that holds one."""
+    for node, leaf in zip(captured.inputs, leaves, strict=True):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
+            what = "NaN" if torch.isnan(leaf).any() else "inf"
+            raise InputError(f"input '{node.name}' holds {what}: no explanation exists for it")
+
+
+def mismatch(captured: Captured | None, leaves: Sequence[Any]) -> str:
+    """What differs from what was captured, in words."""
+    assert captured is not None
+    parts = []
+    for node, leaf in zip(captured.inputs, leaves, strict=False):
+        value = value_of(node)
+        if isinstance(leaf, Tensor) and isinstance(value, Tensor):
+            have = f"{tuple(leaf.shape)} {leaf.dtype} {leaf.device}"
+            want = f"({', '.join(map(str, value.shape))}) {value.dtype} {value.device}"
+            if have != want:
+                parts.append(f"'{node.name}' is {have}, was {want}")
+        elif leaf != value:
+            parts.append(f"'{node.name}' is {leaf!r}, was {value!r}")
+    return "; ".join(parts) or "another structure of inputs"
+
+
+def flatten_inputs(captured: Captured, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The leaves of (args, kwargs) in the order of the graph's placeholders. Raises InputError on another structure."""
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    if spec != captured.in_spec:
+        leaves_by_name = _reordered(captured, args, kwargs)
+        if leaves_by_name is None:
+            raise InputError(
+                f"the inputs have another structure than the captured ones: got {len(args)} positional and keywords "
+                f"{sorted(kwargs)}, captured {captured.in_spec}"
+            )
+        return leaves_by_name
+    return leaves
+
+
+def _reordered(captured: Captured, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
+    """Keyword arguments in another order than at capture."""
+    example_args, example_kwargs = pytree.tree_unflatten(list(range(captured.in_spec.num_leaves)), captured.in_spec)
+    if len(example_args) != len(args) or set(example_kwargs) != set(kwargs):
+        return None
+    leaves, spec = pytree.tree_flatten((args, {k: kwargs[k] for k in example_kwargs}))
+    return leaves if spec == captured.in_spec else None

@@ -1,0 +1,79 @@
+"""What is read off one node of a captured graph: its place in the user's code, its operator, its operands by name."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import fx
+
+from omenn_fx.algebra.form import Slot
+from omenn_fx.algebra.ruleset import Rule
+from omenn_fx.errors import Place
+
+
+def place_of(node: fx.Node) -> Place:
+    """The operator, node name, module path and the user's own source line of a node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    module = str(list(stack.values())[-1][0]) if stack else ""
+    module = re.sub(r"^L__self___?|^L\['self'\]\.?", "", module)
+    return Place(node.name, str(node.target), module, _source_line(node.meta.get("stack_trace") or ""))
+
+
+def _source_line(stack_trace: str) -> str:
+    frames = re.findall(r'File "(.+?)", line (\d+), in (.+?)\n\s*(.*)', stack_trace)
+    if not frames:
+        return ""
+    file, line, function, code = frames[-1]
+    return f"{file}:{line} in {function}: {code.strip()}"
+
+
+def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
+    """The operator behind a value: for one result of several, the operator and the result's position."""
+    if node.target is operator.getitem:
+        origin: Any = node.args[0]
+        position: Any = node.args[1]
+        if isinstance(value_of(origin), (tuple, list)):
+            return origin, position
+    return node, None
+
+
+def value_of(node: Any) -> Any:
+    """The fake value (shape and dtype, no data) that capture recorded."""
+    return node.meta.get("val") if isinstance(node, fx.Node) else node
+
+
+def bind(node: fx.Node) -> dict[str, Any]:
+    """The operands of a call by their schema names, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {f"arg{i}": a for i, a in enumerate(node.args)}
+    bound = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        default = argument.default_value if argument.has_default_value() else None
+        bound[argument.name] = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default)
+    return bound
+
+
+def read_by(node: fx.Node, rule: Rule | None, besides: tuple[str, ...] = ()) -> list[fx.Node]:
+    """The operands of a node whose values its result depends on, without those named in `besides`."""
+    left_out = {*besides, *(rule.unread if rule else ())}
+    if not left_out:
+        return node.all_input_nodes
+    found: list[fx.Node] = []
+    fx.map_arg({name: operand for name, operand in bind(node).items() if name not in left_out}, found.append)
+    return found
+
+
+def slots_of(node: fx.Node, rule: Rule) -> list[tuple[Slot, fx.Node]]:
+    """The operands of a node that its rule lets carry content."""
+    found = []
+    operands = bind(node)
+    for name in rule.content:
+        operand = operands.get(name)
+        if isinstance(operand, fx.Node):
+            found.append((Slot(name), operand))
+        elif isinstance(operand, (list, tuple)):
+            found += [(Slot(name, i), o) for i, o in enumerate(operand) if isinstance(o, fx.Node)]
+    return found

@@ -1,0 +1,254 @@
+"""Export: torch.export at example inputs, with a symbolic batch where the model allows it.
+
+Everything that can go wrong in the user's code goes wrong here, so here it becomes an error that names the user's line.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.overrides import TorchFunctionMode
+
+from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
+from omenn_fx.errors import CaptureError, ModeError, Place
+
+log = logging.getLogger("omenn_fx")
+
+
+Source = nn.Module | ExportedProgram | str | Path
+
+
+def load_source(source: Source) -> nn.Module | ExportedProgram:
+    """An ExportedProgram from the path of a .pt2 file; modules and programs as they are."""
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if not path.exists():
+            raise CaptureError(f"there is no file '{path}'; a path must name a .pt2 file saved by torch.export.save")
+        return torch.export.load(path)
+    if isinstance(source, (nn.Module, ExportedProgram)):
+        return source
+    raise TypeError(
+        f"cannot transform a {type(source).__name__}: give an nn.Module, an fx.GraphModule, an ExportedProgram or the "
+        "path of a .pt2 file"
+    )
+
+
+def require_eval(model: nn.Module) -> None:
+    """Raise ModeError where any module is in train mode."""
+    training = [f"'{name}' ({type(m).__name__})" for name, m in model.named_modules() if m.training and name]
+    if model.training or training:
+        random = [t for t in training if re.search("Drop|Norm", t)] or training or [type(model).__name__]
+        more = f" and {len(random) - 4} more" if len(random) > 4 else ""
+        raise ModeError(
+            f"the model is in train mode, where dropout and batch norm make every explanation random: "
+            f"{', '.join(random[:4])}{more}. Call model.eval() first."
+        )
+
+
+@contextmanager
+def tensors_only(model: nn.Module) -> Iterator[None]:
+    """The model's forward, for a while, without the parts of its return value that torch.export has no type for."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def pruned(*args: Any, **kwargs: Any) -> Any:
+        result = forward(*args, **kwargs)
+        if isinstance(result, dict):
+            return type(result)(**{k: v for k, v in result.items() if _known(v)})
+        if type(result) is tuple:
+            return tuple(v if _known(v) else None for v in result)
+        return result
+
+    object.__setattr__(model, "forward", pruned)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "forward")
+
+
+def _known(value: Any) -> bool:
+    leaves = pytree.tree_leaves(value)
+    return all(isinstance(leaf, (torch.Tensor, int, float, bool, str, type(None))) for leaf in leaves)
+
+
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str] = ()
+) -> ExportedProgram:
+    """Export, dropping what the model returns beside tensors where torch.export has no type for it.
+
+    Raises:
+        CaptureError: the model cannot be captured, or fixes one of the sizes that are to stay free; names the line.
+    """
+    try:
+        return _export_at(model, args, kwargs, dynamic, free)
+    except CaptureError as error:
+        if "not a known type" not in str(error):
+            raise
+    with tensors_only(model):  # key-value caches, for one
+        return _export_at(model, args, kwargs, dynamic, free)
+
+
+def _export_at(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str]
+) -> ExportedProgram:
+    reason = ""
+    if dynamic or free:
+        program, reason = _export_dynamic(model, args, kwargs, dynamic, free)
+        if program is not None:
+            return program
+    if dynamic and free:  # the batch does not stay free: the others may
+        program = _export_at(model, args, kwargs, False, free)
+    else:
+        try:
+            with quiet(), torch.no_grad():
+                program = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise _explain(error) from error
+        if free:
+            raise CaptureError(f"{' and '.join(free)} cannot stay free: {reason}")
+    if reason:
+        log.warning("captured at a fixed batch size: %s", reason[:200])
+    return program
+
+
+def _export_dynamic(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: bool, free: Sequence[str]
+) -> tuple[ExportedProgram | None, str]:
+    """A program with a symbolic batch and other free sizes, or None and the reason."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    size = batch_size(leaves) if batch else None
+    if size is None and not free:
+        return None, "no input has a batch dimension"
+    # torch.export takes sizes of 0 and 1 for constants: capture such a batch at 2.
+    wide = [_copied(t) if size is None else widened(t, size) for t in leaves]
+    shapes: Any = ShapesCollection()
+    for t in wide:
+        dims = [0] if size is not None and _in_batch(t, max(size, 2)) else []
+        dims += free_dims(t, free)
+        if dims:
+            shapes[t] = dict.fromkeys(dims, Dim.AUTO)
+    wide_args, wide_kwargs = pytree.tree_unflatten(wide, spec)
+
+    def exported() -> ExportedProgram:
+        with quiet(), torch.no_grad():
+            return torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
+
+    try:
+        program = exported()
+    except Exception as error:  # the static capture that follows reports what is really wrong
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    fixed = fixed_sizes(program, free)
+    if fixed:
+        watch = _Watch()
+        with watch:
+            exported()
+        call = f"at '{watch.place.op}', or just before it," if watch.place else "somewhere"
+        raise CaptureError(f"{fixed} cannot stay free: {call} one size only fits", watch.place, _ONE_SIZE)
+    if batch and batch_symbol(program) is None:
+        return None, f"the model's code fixes it at {size}"
+    return program, ""
+
+
+_ONE_SIZE = "leave it out of the free sizes, or make this line work for any size"
+
+
+class _Watch(TorchFunctionMode):
+    """Notes the user's line after which a size has one value only."""
+
+    place: Place | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.place is None and any(map(_has_fixed_size, pytree.tree_leaves((args, result)))):
+            frame = _users_frame(traceback.extract_stack())
+            self.place = Place("", getattr(func, "__name__", str(func)), "", frame)
+        return result
+
+
+def _has_fixed_size(value: Any) -> bool:
+    """Whether a size of a fake tensor was free, and is a number now."""
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    return any(isinstance(s, torch.SymInt) and not is_symbolic(s) for s in sizes)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def widened(leaf: Any, size: int) -> Any:
+    """An input of a batch of 0 or 1 as one of two; any other as it is."""
+    if not _in_batch(leaf, size):
+        return leaf
+    return leaf.new_zeros(2, *leaf.shape[1:]) if size == 0 else torch.cat([leaf, leaf]) if size == 1 else leaf.clone()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch logs and prints pages of its internals where an export fails; CaptureError says what matters."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx", "torch.export", "torch._export", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    written = io.StringIO()
+    try:
+        with redirect_stderr(written), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            warnings.filterwarnings("ignore", message="(?s).*assigned during export")  # recurrent modules do so
+            yield
+        sys.stderr.write(written.getvalue())  # what the model itself wrote
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _in_batch(leaf: Any, size: int) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
+
+
+_ADVICE = (
+    (
+        r"data-dependent|GuardOnDataDependent|UserError.*control flow|u\d+",
+        "the path through forward depends on values of the input: replace the `if`/`.item()`/"
+        "boolean indexing at this line by torch.where, a mask, or torch.cond",
+    ),
+    (
+        r"constant's list|\.data\b|numpy",
+        "forward leaves torch or goes around it (.data, .numpy()): use tensor operators, and torch.no_grad() to write",
+    ),
+    (r"unsupported operator|no fake impl|meta kernel|fake", "register a fake implementation for the custom operator"),
+)
+
+
+_OTHERWISE = "make this line run under torch.export (see its message above)"
+
+
+def _explain(error: Exception) -> CaptureError:
+    """The user's line and what to change, instead of a page of torch.export's internals."""
+    lines = [s.strip() for s in str(error).splitlines() if s.strip()] or [type(error).__name__]
+    frame = _users_frame(traceback.extract_tb(error.__traceback__))
+    place = Place("", "torch.export", "", frame) if frame else None
+    fix = next((a for p, a in _ADVICE if re.search(p, f"{type(error).__name__} {error}")), _OTHERWISE)
+    return CaptureError(
+        f"torch.export could not capture the model: {type(error).__name__}: {lines[0][:300]}", place, fix
+    )
+
+
+def _users_frame(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line that is not torch's or ours."""
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    own = [f for f in frames if not f.filename.startswith(inside)]
+    return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else ""

@@ -1,0 +1,174 @@
+"""Validate: the invariants of the design on the user's own model and data, node by node.
+
+`explainer.validate(*inputs)` walks the captured graph once, measures every content node while its operands are there,
+and lets go of what nothing after it reads. The measures are those of `omenn_fx.invariants`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from omenn_fx.algebra import invariants
+from omenn_fx.algebra.bias_policy import POLICIES
+from omenn_fx.algebra.form import Affine, Call
+from omenn_fx.analysis.roles import Tagged
+from omenn_fx.capture.nodes import place_of, producer
+from omenn_fx.checking.validation_report import NodeErrors, ValidationReport
+from omenn_fx.errors import OmennError
+from omenn_fx.explanation import Explanation
+from omenn_fx.graph.twin import Twin
+
+if TYPE_CHECKING:
+    from omenn_fx.explainer import Explainer
+
+Tensor = torch.Tensor
+Measure = Callable[[fx.Node, Call, Affine], None]
+
+# forward is relative to the largest output, node, linear and transpose to the terms of the sums, the others to S
+TOLERANCES = {
+    torch.float64: {"forward": 1e-10, "node": 1e-9, "linear": 1e-9, "transpose": 1e-9, "completeness": 1e-10,
+                    "mass": 1e-10},
+    torch.float32: {"forward": 1e-4, "node": 1e-4, "linear": 1e-4, "transpose": 1e-4, "completeness": 1e-5,
+                    "mass": 1e-5},
+    torch.float16: dict.fromkeys(("forward", "node", "linear", "transpose", "completeness", "mass"), 2e-2),
+    torch.bfloat16: dict.fromkeys(("forward", "node", "linear", "transpose", "completeness", "mass"), 6e-2),
+}  # fmt: skip
+FORWARD_IN_FLOAT32 = 1e-5  # of a float64 model that computes parts in float32 itself, which the twin does not
+
+
+class NodeError(OmennError):
+    """A rule that raises at one node of the user's model."""
+
+
+class Walk(fx.Interpreter):
+    """Runs a captured graph and calls `measure` at each content node while its operands are still there."""
+
+    def __init__(self, module: fx.GraphModule, tagged: Tagged, measure: Measure):
+        super().__init__(module)
+        self.user_to_last_uses = _last_uses(tagged)
+        self.tagged, self.measure = tagged, measure
+        self.content = {n for n in tagged.content if n not in tagged.sources.values()}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.env[n] = super().run_node(n)
+        if n in self.content:
+            try:
+                self.measure(n, *Twin(self.tagged, self.env).form(n))
+            except Exception as error:
+                place = place_of(producer(n)[0])
+                raise NodeError(f"{type(error).__name__} in the rule of {place}: {error}") from error
+        return self.env[n]
+
+
+def _last_uses(tagged: Tagged) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> the values that nothing after it needs. A result of several needs the operands of its operator."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in tagged.captured.graph.nodes:
+        read = (*node.all_input_nodes, *producer(node)[0].all_input_nodes)
+        reference = (tagged.reference[n] for n in (node, *read) if n in tagged.reference)
+        last.update(dict.fromkeys((*read, *reference), node))
+    uses: dict[fx.Node, list[fx.Node]] = {}
+    for needed, node in last.items():
+        uses.setdefault(node, []).append(needed)
+    return uses
+
+
+@torch.no_grad()
+def validate(
+    explainer: Explainer,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    target: Any = None,
+    tolerance: float | None = None,
+    double: bool = False,
+    seed: int = 0,
+) -> ValidationReport:
+    """See `Explainer.validate`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a model may draw numbers in forward: the same for both
+        explanation = explainer(*args, target=target, **kwargs)
+        torch.manual_seed(seed)
+        wanted = explainer.reference(*args, **kwargs)
+    apart = _against_float64(explainer, explanation, args, kwargs) if double else None
+    program, leaves = explainer.program_for(args, kwargs)
+    dtype = explanation.outputs.dtype
+    limits = dict(TOLERANCES.get(dtype, TOLERANCES[torch.float32]))
+    if tolerance is not None:
+        limits = dict.fromkeys(limits, tolerance)
+    elif program.captured.widened:
+        limits["forward"] = FORWARD_IN_FLOAT32
+    carried = [i.C_b for i in explanation.inputs.values()]
+    whole = {
+        "forward": _relative(explanation.outputs, wanted),
+        "completeness": float(explanation.completeness_error.max()) if explanation.value.numel() else 0.0,
+        "mass": 0.0 if None in map(_nothing, carried) else _mass(explanation),
+    }
+    if not all(bool(torch.isfinite(i.C).all()) for i in explanation.inputs.values()):
+        whole["completeness"] = torch.inf
+    del explanation, carried  # the walk needs the memory
+    policy = POLICIES[explainer.bias] or POLICIES["carrier"]
+    assert policy is not None
+    nodes: list[NodeErrors] = []
+
+    def measure(node: fx.Node, call: Call, form: Affine) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        place = place_of(producer(node)[0])
+        errors = {
+            "node": invariants.node(call, form),
+            "linear": invariants.linear(call, form, generator),
+            "transpose": invariants.transpose(call, form, generator),
+            "mass": invariants.mass(call, form, policy, generator),
+        }
+        nodes.append(NodeErrors(node.name, place, **{k: _worse(e) for k, e in errors.items()}))
+
+    Walk(program.captured.module, program.tagged, measure).run(*leaves, enable_io_processing=False)
+    return ValidationReport(nodes, whole, limits, str(dtype).removeprefix("torch."), apart)
+
+
+def _against_float64(explainer: Explainer, explanation: Explanation, args: Any, kwargs: Any) -> dict[str, float]:
+    """How far outputs and C are from those of the same model in float64, relative to the largest of them."""
+    args, kwargs = pytree.tree_map(lambda v: v.double() if _floats(v) else v, (args, kwargs))
+    exact = explainer.in_float64()(*args, target=explanation.target, **kwargs)
+    pairs = [(i.C, exact.inputs[name].C) for name, i in explanation.inputs.items()]
+    return {
+        "outputs": _relative(explanation.outputs.double(), exact.outputs),
+        "C": max(_relative(own.double(), other) for own, other in pairs),
+    }
+
+
+def _floats(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _worse(error: Tensor) -> float:
+    """NaN is worse than any number."""
+    value = float(error)
+    return torch.inf if value != value else value
+
+
+def _nothing(value: Any) -> Any:
+    return None if value is None else 0
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    """The largest difference relative to the largest output; where both are the same infinity there is none."""
+    if not want.numel():
+        return 0.0
+    want = want.reshape(got.shape)
+    gap = torch.where(got == want, torch.zeros_like(got), (got - want).abs()).max()
+    size = torch.where(want.isfinite(), want.abs(), torch.zeros_like(want)).max()
+    return _worse(torch.where(gap == 0, gap, gap / size))
+
+
+def _mass(explanation: Any) -> float:
+    """sum(C_b) against the sum of all bias shares that were carried, relative to S."""
+    ndim = explanation.value.ndim
+    total = sum(i.C_b.flatten(ndim).sum(-1) if i.C_b.ndim > ndim else i.C_b for i in explanation.inputs.values())
+    gap = (total - (explanation.bias.total - explanation.bias.remainder)).abs()
+    return _worse(torch.where(gap == 0, gap, gap / explanation.scale).max()) if gap.numel() else 0.0

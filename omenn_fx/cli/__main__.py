@@ -1,0 +1,5 @@
+"""`python -m omenn_fx.cli`."""
+
+from omenn_fx.cli import app
+
+app()

@@ -1,0 +1,297 @@
+"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`; cli_check and cli_export have the others."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+import omenn_fx
+from omenn_fx.checking.validation_report import largest
+from omenn_fx.cli import check as cli_check
+from omenn_fx.cli import export as cli_export
+from omenn_fx.errors import InputError, OmennError
+from omenn_fx.explanation import Explanation
+from omenn_fx.loading import models as sources
+from omenn_fx.loading.images import open_image
+from omenn_fx.loading.models import Loaded, Sizes
+from omenn_fx.report import Report, class_name
+from omenn_fx.target import Target
+from omenn_fx.visualize import Display, bias_share, number, percent, picture
+from omenn_fx.visualize.parts import Row
+
+app = typer.Typer(
+    help="Explain what a PyTorch image model saw, exactly: one matrix whose sum is the logit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+class BiasPolicy(str, Enum):
+    """Where the biases' part of the logit goes."""
+
+    carrier = "carrier"
+    contribution = "contribution"
+    none = "none"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"omenn-fx {omenn_fx.__version__}")
+        raise typer.Exit
+
+
+app.command()(cli_check.check)
+app.command()(cli_check.validate)
+app.command()(cli_export.export)
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Explain what a PyTorch image model saw, exactly: one matrix whose sum is the logit."""
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=sources.FORMS, show_default=False)],
+    image: Annotated[list[Path], typer.Option("--image", "-i", help="An image file; give it again for more.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures; made where it is missing.")],
+    target: Annotated[str | None, typer.Option(help="The class to explain. Default: each image's top class.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="An HTML page about the top classes of all images.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A state_dict: .pth, .pt or .safetensors.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="The library's own weights (downloads).")] = False,
+    rules: cli_check.Rules = "omenn",
+    bias: Annotated[BiasPolicy, typer.Option(help="How C_b is made.")] = BiasPolicy.carrier,
+    classes: Annotated[Path | None, typer.Option(help="A text file of class names, one a line.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the square that the model reads.")] = None,
+    resize: Annotated[int | None, typer.Option(min=1, help="Short side of the image before its centre crop.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Mean per channel for pixels in 0..1: 0.485,0.456,0.406")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation per channel: 0.229,0.224,0.225")] = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Draw maps with their outliers, not smoothed.")] = False,
+) -> None:
+    """Explain one class of each image and write a picture: the input, C_w * X, C_b and C."""
+    console, errors = Console(), Console(stderr=True)
+    sizes = Sizes(size, resize, _floats("--mean", mean), _floats("--std", std))
+    wanted = _target(target)
+    logger = logging.getLogger("omenn_fx")
+    handler = RichHandler(console=errors, show_time=False, show_path=False)
+    logger.addHandler(handler)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, about its own code
+    try:
+        with console.status("loading the model"):
+            loaded = sources.load(model, weights, pretrained, sizes)
+            if classes:
+                loaded = replace(loaded, classes=sources.read_names(classes))
+        if loaded.untrained:
+            errors.print(_untrained(model))
+        explain_images(
+            loaded,
+            image,
+            out,
+            target=wanted,
+            rules=rules,
+            bias=bias.value,
+            report=report,
+            display=Display() if as_is else None,
+            console=console,
+        )
+    except OmennError as error:
+        errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        raise typer.Exit(1) from None
+    finally:
+        logger.removeHandler(handler)
+
+
+def explain_images(
+    loaded: Loaded,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    target: Target = None,
+    rules: str = "omenn",
+    bias: str = "carrier",
+    report: Path | None = None,
+    display: Display | None = None,
+    console: Console | None = None,
+) -> list[Path]:
+    """Explain each image, print its table and write its picture to the folder `out`.
+
+    Args:
+        loaded: the model with its preprocessing and class names (sources.load makes one).
+        files: image files.
+        out: a folder, made where it is missing. A picture is named after its image.
+        target: as of Explainer.
+        rules, bias: the rule set and the bias policy.
+        report: an HTML page about all images (see omenn_fx.report.write), which also validates each; None: none.
+        display: how the maps of both are drawn. Default: `omenn_fx.visualize.Display.default`.
+        console: where to print. Default: standard output.
+
+    Returns:
+        The paths of the pictures, in the order of `files`.
+
+    Raises:
+        InputError: a file is no image, or `out` is no folder.
+        OmennError: the model cannot be captured or explained, or has no such target.
+    """
+    console = console or Console()
+    opened = [open_image(file) for file in files]  # all of them first: a wrong name should not cost a capture
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder '{out}' cannot be made: {error}") from error
+    paths = _paths(files, out)
+    completeness: list[float] = []
+    with _progress(console) as progress:
+        task = progress.add_task("capturing the model", total=len(files))
+        batches = [loaded.preprocess(image).to(loaded.dtype) for image in opened]
+        explainer = omenn_fx.transform(loaded.model, batches[0], rules=rules, bias=bias)
+        page = Report(loaded, explainer, target, display=display)
+        for file, x, path in zip(files, batches, paths, strict=True):
+            progress.update(task, description=f"explaining {file.name}")
+            explanation = explainer(x, target=target if report is None else page.target)
+            at = _shown(explanation)
+            name = class_name(loaded.classes, explanation, int(explanation.target[at]))
+            picture(loaded.preprocess.undo(x[0]), explanation, at, path, file.name, name, display=display)
+            console.print(table(explanation, file.name, loaded.classes))
+            completeness.append(float(explanation.completeness_error[at]))
+            if report is not None:
+                progress.update(task, description=f"validating {file.name} for the report")
+                page.add(file.name, x, explanation)
+            progress.advance(task)
+        if report is not None:
+            page.write(report)
+    console.print(_closing(paths, out, largest(completeness), report), soft_wrap=True)
+    return paths
+
+
+def table(explanation: Explanation, title: str, classes: Sequence[str] | None = None) -> Table:
+    """The top five outputs of the first row and, for the explained one, its proof.
+
+    Args:
+        explanation: of any targets; the first one of the row is shown.
+        title: what is explained, such as the file's name.
+        classes: a name for every output.
+    """
+    grid = Table(title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("class", justify="right", no_wrap=True)
+    if classes:
+        grid.add_column("name")
+    for heading in ("logit", "sum(C)", "completeness\nerror", "relative\nerror", "bias\nshare"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    flat = explanation.outputs[0].reshape(-1)
+    at = _shown(explanation)
+    explained = int(explanation.target[at])
+    rows = flat.topk(min(5, flat.numel())).indices.tolist()
+    for index in rows if explained in rows else [*rows, explained]:
+        cells = [_position(index, explanation)]
+        if classes:
+            cells.append(class_name(classes, explanation, index) or "")
+        cells.append(number(float(flat[index])))
+        if index == explained:
+            cells += [
+                number(float(explanation.sum[at])),
+                f"{float(explanation.completeness_error[at]):.1e}",
+                f"{float(explanation.relative_error[at]):.1e}",
+                percent(bias_share(explanation, at)) if explanation.bias.known else "not known",
+            ]
+        grid.add_row(*(Text(c) for c in cells), style="bold green" if index == explained else None)
+    return grid
+
+
+def _shown(explanation: Explanation) -> Row:
+    """The explained value of the first row; of several targets the first."""
+    return (0, 0) if explanation.value.ndim == 2 else 0
+
+
+def _position(index: int, explanation: Explanation) -> str:
+    """A flat index of the outputs as a user gives it: a class, or a position of outputs [N, A, B, ...]."""
+    shape = explanation.outputs.shape[1:]
+    return ",".join(str(int(i)) for i in torch.unravel_index(torch.tensor(index), shape)) if shape else ""
+
+
+def _paths(files: Sequence[Path], out: Path) -> list[Path]:
+    """One name per image: images of the same name in different folders must not overwrite each other."""
+    paths: list[Path] = []
+    for file in files:
+        path, count = out / f"{file.stem}.png", 2
+        while path in paths:
+            path, count = out / f"{file.stem}-{count}.png", count + 1
+        paths.append(path)
+    return paths
+
+
+def _closing(paths: Sequence[Path], out: Path, worst: float, report: Path | None) -> Text:
+    count = f"{len(paths)} explanation{'s' if len(paths) != 1 else ''}"
+    said = Text.assemble(
+        (count, "bold"), f", largest completeness error {worst:.1e}. Pictures: ", (f"{out}/", "bold"),
+        f" ({', '.join(p.name for p in paths)})",
+    )  # fmt: skip
+    return said.append(". Report: ").append(str(report), "bold") if report else said
+
+
+def _untrained(spec: str) -> Panel:
+    return Panel(
+        Text(
+            f"'{spec}' has RANDOM weights: its classes mean nothing. Give --weights FILE, or --pretrained to let the "
+            "library download its own."
+        ),
+        title="untrained model",
+        border_style="bold yellow",
+    )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _floats(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' are not numbers like 0.485,0.456,0.406", param_hint=option) from None
+
+
+def _target(text: str | None) -> Target:
+    if text is None:
+        return None
+    try:
+        position = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{text}' is no class: give an integer (or several joined by commas, a position of a larger output)",
+            param_hint="--target",
+        ) from None
+    return position[0] if len(position) == 1 else position
+
+
+if __name__ == "__main__":
+    app()
