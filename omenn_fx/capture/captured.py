@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from omenn_fx.algebra.aliases import canonical
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.capture.nodes import place_of
@@ -26,10 +27,6 @@ from omenn_fx.capture.torch_export import export, quiet, require_eval
 from omenn_fx.errors import CaptureError, InputError
 
 aten = torch.ops.aten
-_PRODUCTS = {
-    aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default,
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-}  # fmt: skip
 
 
 @dataclass
@@ -78,7 +75,7 @@ def capture(
         require_eval(source)
         program = export(source, args, dict(kwargs), dynamic_batch and batched, free)
         drop_inference_no_ops(program.graph)
-        functional = functionalize(program.graph, program.graph_signature.user_inputs)
+        functional = functionalize(program.graph, program.graph_signature.user_inputs, rules)
     if not functional or _needs_decomposition(program, rules):
         table = torch.export.default_decompositions()
         for op in [op for op in table if op in rules]:
@@ -89,14 +86,15 @@ def capture(
         # Ordered side effects (error checks of linear algebra) have no affine form: name the operator as it was.
         program = program if effects and functional else decomposed
     captured = _flatten(program, batched)
-    _require_one_dtype(captured)
+    _require_one_dtype(captured, rules)
     return captured
 
 
-def _require_one_dtype(captured: Captured) -> None:
+def _require_one_dtype(captured: Captured, rules: RuleSet) -> None:
     """Products of two dtypes, which shapes alone do not refuse and kernels do. Raises InputError with the line."""
     for node in captured.graph.nodes:
-        if node.target not in _PRODUCTS:
+        rule = rules.get(node.target)
+        if rule is None or rule.layer is None:
             continue
         values = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), torch.Tensor)]
         dtypes = sorted({str(v.dtype) for v in values if v.is_floating_point()})
@@ -109,7 +107,7 @@ def _require_one_dtype(captured: Captured) -> None:
 
 def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
     """Whether an operator that the user's input reaches has no rule, so that its decomposition may have."""
-    live = input_dependent(program.graph, program.graph_signature.user_inputs)
+    live = input_dependent(program.graph, program.graph_signature.user_inputs, rules)
     operators = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
     return any(
         isinstance(node.target, operators) and node.target not in rules and not _shape_only(node) for node in live
@@ -143,7 +141,7 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
             _assign(root, node.target, _attribute(program.graph_module, node.target))
             env[node] = graph.node_copy(node, env.__getitem__)
         elif node.op != "placeholder" and "_assert" not in str(node.target):
-            env[node] = graph.node_copy(node, env.__getitem__)
+            env[node] = canonicalised(graph.node_copy(node, env.__getitem__))
             widened = double and (_widen(env[node]) or widened)
             if widened:
                 _refresh(env[node])
@@ -173,6 +171,16 @@ def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.G
             env[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
         env[node].meta = dict(node.meta)
     return env
+
+
+def canonicalised(node: fx.Node) -> fx.Node:
+    """A call of an alias becomes one of the operator that it is another name of, in place."""
+    alias: Any = node.target
+    operator = canonical(alias)
+    if operator is not alias:
+        names = {a.name: b.name for a, b in zip(alias._schema.arguments, operator._schema.arguments, strict=True)}
+        node.target, node.kwargs = operator, {names[name]: value for name, value in node.kwargs.items()}
+    return node
 
 
 def _widen(node: fx.Node) -> bool:

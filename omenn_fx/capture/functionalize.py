@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.capture.nodes import is_value, read_by
+
 aten = torch.ops.aten
 
 # Operators that return their argument itself in inference, without saying so in their schema.
@@ -26,21 +29,11 @@ _DROPOUT = {
 _SILENT_ALIAS = {aten.type_as.default}
 
 
-_SHAPE_ONLY = {
-    getattr(getattr(aten, name), overload)
-    for name, overload in (
-        ("new_zeros", "default"), ("new_ones", "default"), ("new_full", "default"), ("new_empty", "default"),
-        ("zeros_like", "default"), ("ones_like", "default"), ("full_like", "default"), ("empty_like", "default"),
-        ("sym_size", "int"),
-    )
-}  # fmt: skip
-
-
-def input_dependent(graph: fx.Graph, inputs: Collection[str]) -> set[fx.Node]:
+def input_dependent(graph: fx.Graph, inputs: Collection[str], rules: RuleSet) -> set[fx.Node]:
     """Nodes whose values (not only shapes) depend on the user's inputs, given by placeholder names."""
     live: set[fx.Node] = set()
     for node in graph.nodes:
-        reached = node.target not in _SHAPE_ONLY and any(n in live for n in node.all_input_nodes)
+        reached = is_value(node) and any(n in live for n in read_by(node, rules.get(node.target)))
         if reached or (node.op == "placeholder" and node.name in inputs):
             live.add(node)
     return live
@@ -54,9 +47,9 @@ def drop_inference_no_ops(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def functionalize(graph: fx.Graph, inputs: Collection[str]) -> bool:
+def functionalize(graph: fx.Graph, inputs: Collection[str], rules: RuleSet) -> bool:
     """Replace the in-place operators in order. False at the first that writes memory another name still reads."""
-    live = input_dependent(graph, inputs)
+    live = input_dependent(graph, inputs, rules)
     order = {node: i for i, node in enumerate(graph.nodes)}
     memory: dict[fx.Node, int] = {}  # which storage a value lies in
     members: dict[int, list[fx.Node]] = {}

@@ -77,3 +77,12 @@ def slots_of(node: fx.Node, rule: Rule) -> list[tuple[Slot, fx.Node]]:
         elif isinstance(operand, (list, tuple)):
             found += [(Slot(name, i), o) for i, o in enumerate(operand) if isinstance(o, fx.Node)]
     return found
+
+
+_NUMBERS = {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}
+
+
+def is_value(node: fx.Node) -> bool:
+    """Tensors, tuples of tensors, and numbers taken out of a tensor: a size read from one is no value of it."""
+    value = value_of(node)
+    return isinstance(value, (torch.Tensor, tuple, list, torch.SymFloat)) or node.target in _NUMBERS

@@ -134,7 +134,7 @@ def _affine(tagged: Tagged, node: fx.Node, call: fx.Node) -> tuple[Verdict, str]
         return Verdict.DYNAMIC, f"{tagged.rules.name}: {tagged.treatments[node].treatment}"
     rule = tagged.rules.get(call.target)
     fixed = [n.name for n in call.all_input_nodes if tagged.role[n] is Role.COEFFICIENT]
-    if rule is not None and rule.dynamic:
+    if tagged.is_dynamic(node):
         return Verdict.DYNAMIC, "W depends on the content itself"
     factors = [o for s, o in slots_of(call, rule) if rule.multiplies(s)] if rule is not None else []
     if len([o for o in factors if tagged.role[o] is Role.CONTENT]) > 1:

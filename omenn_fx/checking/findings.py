@@ -113,10 +113,6 @@ def _no_rule(place: Place, rule_set: str) -> Finding:
 
 # Warnings ------------------------------------------------------------------------------------------------------------
 
-_SQUASHES = {
-    aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int,
-    aten._log_softmax.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.log_sigmoid.default,
-}  # fmt: skip
 _DETACHES = {aten.detach.default, aten.detach_.default}
 _SHIFTS = {aten.sub.Tensor, aten.sub.Scalar, aten.add.Tensor, aten.add.Scalar, aten.batch_norm.default}
 _SCALES = {aten.div.Tensor, aten.div.Scalar, aten.mul.Tensor, aten.mul.Scalar}
@@ -143,7 +139,7 @@ def _gate_output(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
         if rule is None:
             return
         operand = dict(slots_of(call, rule))[tagged.slots[node][0]]
-        if call.target in _SQUASHES:
+        if rule.squashes:
             reason = f"the explained output is the result of {call.target}: its C says what moves a probability"
             fix = f"explain the logits: output='{operand.name}'"
             yield Finding(GATE_OUTPUT, place_of(call), reason, fix)
