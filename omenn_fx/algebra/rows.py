@@ -37,7 +37,6 @@ APART = Rows("every value by itself", lambda operands, slot, ndim: ())
 VIEW = Rows("the same values in another shape", lambda operands, slot, ndim: ())
 PERMUTED = Rows("the same values, their dimensions in another order", lambda operands, slot, ndim: ())
 REPEATED = Rows("every value several times in a row", lambda operands, slot, ndim: ())
-TOGETHER = Rows("all values together", lambda operands, slot, ndim: range(ndim))
 INDEXED = Rows("positions that indices name", lambda operands, slot, ndim: ())  # the indices themselves are looked at
 
 

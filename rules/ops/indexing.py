@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
 from omenn_fx.algebra.linear import Chain, Diagonal, Linear, Moves, Weighted
 from omenn_fx.algebra.mass import Shape, agree
-from omenn_fx.algebra.rows import APART, INDEXED, TOGETHER, along, last
+from omenn_fx.algebra.rows import APART, INDEXED, Rows, along, last
 from omenn_fx.rules.ops.forms import dynamic, static
 from omenn_fx.rules.ops.structural import moves, zeros
 
@@ -212,7 +212,12 @@ def _select_scatter(call: Call) -> Affine:
     )
 
 
-@static(aten.masked_scatter.default, content=("self", "source"), rows=TOGETHER)
+IN_ORDER = Rows(
+    "the source's values in their order", lambda operands, slot, ndim: range(ndim) if slot.name == "source" else ()
+)
+
+
+@static(aten.masked_scatter.default, content=("self", "source"), rows=IN_ORDER)
 def _masked_scatter(call: Call) -> Affine:
     """The masked positions take the values of `source` in order."""
     mask = call["mask"].expand(*call.out.shape)
