@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from omenn_fx.algebra import composites
 from omenn_fx.algebra.form import Bias, Call
 from omenn_fx.algebra.linear import Chain, Diagonal, Linear
 from omenn_fx.algebra.mass import Even, Mass, Shape
@@ -39,10 +40,11 @@ def attention_scores(call: Call) -> Tensor:
     return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def attention_weights(call: Call) -> Tensor:
-    """softmax(scale * Q K^T + mask); a row without any key is 0, as in torch."""
-    weights = torch.softmax(attention_scores(call), -1)
-    return weights if call["attn_mask"] is None else torch.nan_to_num(weights, nan=0.0)
+def attention_weights(call: Call, scores: Tensor | None = None) -> Tensor:
+    """softmax(scale * Q K^T + mask), of these scores where they are made; a row without any key is 0, as in torch."""
+    scores = attention_scores(call) if scores is None else scores
+    query, key, mask = call["query"], call["key"], call["attn_mask"]
+    return composites.attention_weights(scores, query, key, mask, call["is_causal"], scale_of(call))
 
 
 class GroupedHeads(Linear):

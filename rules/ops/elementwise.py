@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from omenn_fx.algebra.composites import gelu_ratio, relu_mask, repaired_quotient, saturation
 from omenn_fx.algebra.form import Bias, Call
 from omenn_fx.algebra.linear import Chain, Diagonal, Linear
 from omenn_fx.algebra.ruleset import rule
@@ -27,7 +28,7 @@ Value = float | Callable[[Call], Any]
 def quotient(difference: Tensor, x: Tensor, slope: Any) -> Tensor:
     """difference / x, and `slope` where x is 0."""
     if isinstance(slope, (int, float)):
-        return torch.nan_to_num(difference / x, nan=slope, posinf=slope, neginf=slope)
+        return repaired_quotient(difference, x, float(slope))
     return torch.where(x == 0, slope, difference / x)
 
 
@@ -64,7 +65,7 @@ def ratio(*ops: Any) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]
 
 # Through the origin --------------------------------------------------------------------------------------------------
 
-ratio(aten.relu.default)(lambda call: torch.sign(call.out))
+ratio(aten.relu.default)(lambda call: relu_mask(call.out))
 
 
 @rule(aten.abs.default, aten.absolute.default, dynamic=True)
@@ -81,15 +82,7 @@ rule(aten.neg.default, aten.negative.default, passes_gate=True)(
 ratio(aten.silu.default)(lambda call: torch.sigmoid(call.x))
 ratio(aten.hardswish.default)(lambda call: F.hardsigmoid(call.x))
 ratio(aten.mish.default)(lambda call: torch.tanh(F.softplus(call.x)))
-
-
-@ratio(aten.gelu.default)
-def _gelu(call: Call) -> Tensor:
-    x = call.x
-    if call["approximate"] == "tanh":
-        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
-
+ratio(aten.gelu.default)(lambda call: gelu_ratio(call.x, call["approximate"]))
 
 function(aten.tanh.default)
 function(aten.erf.default, slope=2 / math.sqrt(math.pi))
@@ -205,7 +198,7 @@ def _clamped_slope(call: Call) -> float:
 def _clamp(call: Call) -> tuple[Linear, Bias | None]:
     x, zero, (low, high) = call.x, _clamped_zero(call), limits(call)
     if low == 0 < high and x.dtype in (torch.float32, torch.float64):
-        ratio = call.out / torch.clamp(x, min=torch.finfo(x.dtype).tiny)  # ReLU6: at and below 0 it is 0
+        ratio = saturation(call.out, x, high)  # ReLU6: at and below 0 it is 0
     else:
         ratio = quotient(call.out - zero if zero else call.out, x, _clamped_slope(call))
     return Diagonal(ratio, x.shape, call.out.shape), Bias(zero) if zero else None

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from omenn_fx.algebra.composites import gelu_ratio
 from omenn_fx.algebra.form import Affine, Call, Form
 from omenn_fx.algebra.linear import Chain, ComplexDiagonal, Diagonal, Linear, Reduction, Sum
 from omenn_fx.algebra.mass import Shape
@@ -134,7 +135,7 @@ def _gelu(call: Call) -> Tensor:
         t = torch.tanh(rate * (x + 0.044715 * x * x * x))
         return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * rate * (1 + 3 * 0.044715 * x * x)
     density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * density
+    return gelu_ratio(x, "none") + x * density
 
 
 def _silu(call: Call) -> Tensor:

@@ -32,7 +32,7 @@ from omenn_fx.algebra.linear import Centre, Chain, ComplexDiagonal, Diagonal, Li
 from omenn_fx.algebra.mass import Shape
 from omenn_fx.algebra.ruleset import Rule, omenn
 from omenn_fx.rules.ops import normalization, opaque, pooling, selection, statistics  # noqa: F401  (fill omenn)
-from omenn_fx.rules.ops.attention import FromMean, attention_scores
+from omenn_fx.rules.ops.attention import FromMean, attention_scores, attention_weights
 from omenn_fx.rules.ops.bilinear import dims_of
 from omenn_fx.rules.ops.elementwise import quotient
 from omenn_fx.rules.ops.jacobian import attention_terms, scaled, with_remainder
@@ -351,7 +351,7 @@ def _attention(call: Call) -> Affine:
     """A V, A = softmax(scale Q K^T + mask): two products with a softmax between them."""
     halfway = exchanged(call, {slot: mean(call, slot) for slot in map(Slot, ("query", "key", "value"))})
     x, x0 = attention_scores(call), attention_scores(before(call))
-    weights = bounded(0.5 * (torch.softmax(x, -1) + torch.softmax(x0, -1)))
+    weights = bounded(0.5 * (attention_weights(call, x) + torch.softmax(x0, -1)))
     terms = attention_terms(halfway, weights, _of_scores(x, x0, -1, x.shape))
     return with_remainder(call, {slot: terms[slot.name] for slot in call.content})
 
