@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from omenn_fx.algebra import composites
 from omenn_fx.algebra.form import Affine, Call, Slot
 from omenn_fx.algebra.linear import Chain, Diagonal, Linear
 from omenn_fx.algebra.mass import Even, Mass, Shape
@@ -45,10 +46,11 @@ def attention_scores(call: Call) -> Tensor:
     return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def attention_weights(call: Call) -> Tensor:
-    """softmax(scale * Q K^T + mask); a row without any key is 0, as in torch."""
-    weights = torch.softmax(attention_scores(call), -1)
-    return weights if call["attn_mask"] is None else torch.nan_to_num(weights, nan=0.0)
+def attention_weights(call: Call, scores: Tensor | None = None) -> Tensor:
+    """softmax(scale * Q K^T + mask), of these scores where they are made; a row without any key is 0, as in torch."""
+    scores = attention_scores(call) if scores is None else scores
+    query, key, mask = call["query"], call["key"], call["attn_mask"]
+    return composites.attention_weights(scores, query, key, mask, call["is_causal"], scale_of(call))
 
 
 class GroupedHeads(Linear):
@@ -110,7 +112,7 @@ def _change(call: Call) -> Affine:
     """A V, A = softmax(scale Q K^T + mask): two products with a softmax between them."""
     halfway = exchanged(call, {slot: mean(call, slot) for slot in map(Slot, ("query", "key", "value"))})
     x, x0 = attention_scores(call), attention_scores(before(call))
-    weights = bounded(0.5 * (torch.softmax(x, -1) + torch.softmax(x0, -1)))
+    weights = bounded(0.5 * (attention_weights(call, x) + torch.softmax(x0, -1)))
     terms = attention_terms(halfway, weights, of_scores(x, x0, -1, x.shape))
     return with_remainder(call, {slot: terms[slot.name] for slot in call.content})
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from omenn_fx.algebra.composites import saturation
 from omenn_fx.algebra.form import Bias, Call
 from omenn_fx.algebra.linear import Diagonal, Linear
 from omenn_fx.rules.ops.forms import quotient, where
@@ -40,7 +41,7 @@ def _clamped_slope(call: Call) -> float:
 def _clamp(call: Call) -> tuple[Linear, Bias | None]:
     x, zero, (low, high) = call.x, _clamped_zero(call), limits(call)
     if low == 0 < high and x.dtype in (torch.float32, torch.float64):
-        ratio = call.out / torch.clamp(x, min=torch.finfo(x.dtype).tiny)  # ReLU6: at and below 0 it is 0
+        ratio = saturation(call.out, x, high)  # ReLU6: at and below 0 it is 0
     else:
         ratio = quotient(call.out - zero if zero else call.out, x, _clamped_slope(call))
     return Diagonal(ratio, x.shape, call.out.shape), Bias(zero) if zero else None

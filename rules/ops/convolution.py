@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from omenn_fx.algebra.composites import pointwise_adjoint, zeros_between
 from omenn_fx.algebra.form import Bias, Call
 from omenn_fx.algebra.linear import Chain, Linear
 from omenn_fx.algebra.mass import Even, Mass, Shape
@@ -118,21 +119,11 @@ class Convolution(Linear):
         g = _TRANSPOSED[self.n](g, weight, None, self.stride, self.padding, 0, groups, self.dilation)
         return F.pad(g, [v for r in reversed(rest) for v in (0, r)])  # positions that no window reads
 
-    def _up_pointwise(self, g: Tensor) -> Tensor:
-        """A pointwise convolution is a matrix over the channels: its transpose needs no transposed convolution."""
-        matrix = self.weight.flatten(1).t().expand(self.small[0], -1, -1)
-        moved = torch.bmm(matrix, g.flatten(2))
-        return self._at_strides(moved.unflatten(2, list(self.small[2:])))
-
     def _at_strides(self, g: Tensor) -> Tensor:
         """Each value at its stride's first position, zeros between."""
         if all(s == 1 for s in self.stride):
             return g
-        for d in range(self.n):
-            g = g.unsqueeze(3 + 2 * d)
-        g = F.pad(g, [v for s in reversed(self.stride) for v in (0, s - 1, 0, 0)])
-        for d in range(self.n):
-            g = g.flatten(2 + d, 3 + d)
+        g = zeros_between(g, self.stride)
         ends = [d.large - d.small * d.stride if d.known else 0 for d in self._geometry]
         for d, dimension in enumerate(self._geometry, 2):
             if not dimension.known:  # the last stride reaches the end, or beyond it
@@ -143,7 +134,7 @@ class Convolution(Linear):
         if down:
             return self._down(value, self.weight, self.groups)
         if self._pointwise and self.groups == 1:
-            return self._up_pointwise(value)
+            return self._at_strides(pointwise_adjoint(value, self.weight))
         return self._up(value, self.weight, self.groups)
 
     def apply(self, u: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from omenn_fx.algebra.composites import gelu_ratio, relu_mask
 from omenn_fx.algebra.form import Bias, Call
 from omenn_fx.algebra.linear import Diagonal, Linear
 from omenn_fx.algebra.rows import APART
@@ -36,7 +37,7 @@ SELU, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # aten's own constant
 
 def _passes(call: Call) -> Tensor:
     """1 where a ReLU passes its operand, 0 elsewhere."""
-    return torch.sign(call.out)
+    return relu_mask(call.out)
 
 
 function(aten.relu.default, ratio=_passes, derivative=_passes, change=KINKED, sign="rectified", kind="activation")
@@ -142,13 +143,6 @@ def _hardswish(call: Call) -> Tensor:
     return where(call.x >= 3, call) + inside * (call.x / 3 + 0.5)
 
 
-def _gelu_gate(call: Call) -> Tensor:
-    x = call.x
-    if call["approximate"] == "tanh":
-        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
-
-
 def _gelu(call: Call) -> Tensor:
     """The ratio f(x) / x and x times its derivative."""
     x = call.x
@@ -157,7 +151,7 @@ def _gelu(call: Call) -> Tensor:
         t = torch.tanh(rate * (x + 0.044715 * x * x * x))
         return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * rate * (1 + 3 * 0.044715 * x * x)
     density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * density
+    return gelu_ratio(x, "none") + x * density
 
 
 function(
@@ -169,7 +163,13 @@ function(
 function(
     aten.hardswish.default, ratio=lambda c: F.hardsigmoid(c.x), derivative=_hardswish, change=KINKED, kind="activation"
 )  # fmt: skip
-function(aten.gelu.default, ratio=_gelu_gate, derivative=_gelu, change=SMOOTH, kind="activation")
+function(
+    aten.gelu.default,
+    ratio=lambda c: gelu_ratio(c.x, c["approximate"]),
+    derivative=_gelu,
+    change=SMOOTH,
+    kind="activation",
+)
 
 # Not through the origin ----------------------------------------------------------------------------------------------
 

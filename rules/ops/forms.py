@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from omenn_fx.algebra.composites import repaired_quotient
 from omenn_fx.algebra.form import Affine, Bias, Call, Form, Slot
 from omenn_fx.algebra.linear import Chain, ComplexDiagonal, Diagonal, Linear, Sum
 from omenn_fx.algebra.ruleset import Rule, Variant, omenn
@@ -39,7 +40,7 @@ def only_term(map_of: Callable[[Call], Linear]) -> Form:
 def quotient(difference: Tensor, x: Tensor, slope: Any) -> Tensor:
     """difference / x, and `slope` where x is 0."""
     if isinstance(slope, (int, float)):
-        return torch.nan_to_num(difference / x, nan=slope, posinf=slope, neginf=slope)
+        return repaired_quotient(difference, x, float(slope))
     return torch.where(x == 0, slope, difference / x)
 
 

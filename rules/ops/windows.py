@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from omenn_fx.algebra import composites
 from omenn_fx.algebra.mass import Shape
 
 Tensor = torch.Tensor
@@ -63,10 +64,8 @@ class Windows:
             x = _first(x, [q * s for q, s in zip(self.blocks, self.stride, strict=True)], free)
         if all(s == 1 for s in self.stride):
             return {(0,) * n: x}
-        lead = len(x.shape) - n
-        x = x.reshape(*x.shape[:lead], *(v for qs in zip(self.blocks, self.stride, strict=True) for v in qs))
-        x = x.permute([*range(lead + 1, lead + 2 * n, 2), *range(lead), *range(lead, lead + 2 * n, 2)])
-        return {phase: x[phase] for phase in itertools.product(*(range(s) for s in self.stride))}
+        parts = composites.phases(x, self.blocks, self.stride)
+        return {phase: parts[i] for i, phase in enumerate(itertools.product(*(range(s) for s in self.stride)))}
 
     def view(self, phases: dict[tuple[int, ...], Tensor], offset: tuple[int, ...], value: float) -> Tensor:
         """The values at one offset of every window, `value` in the padding."""
