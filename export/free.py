@@ -14,12 +14,12 @@ from torch import fx, nn
 from omenn_fx.capture.nodes import place_of, producer
 from omenn_fx.capture.sizes import FREE_SIZES, free_dims
 from omenn_fx.errors import CaptureError, ExportError, OmennError
-from omenn_fx.explainer import Explainer
+from omenn_fx.program import Live
 
 Tensor = torch.Tensor
 
 
-def freed(explainer: Explainer, args: Any, kwargs: Any, dynamic: Sequence[str]) -> Explainer:
+def freed(explainer: Live, args: Any, kwargs: Any, dynamic: Sequence[str]) -> Live:
     """An explainer of the same model with these sizes free; the same one where that is the batch at most.
 
     Raises:
@@ -33,8 +33,8 @@ def freed(explainer: Explainer, args: Any, kwargs: Any, dynamic: Sequence[str]) 
     if explainer.model is None:
         raise ExportError(f"{what}: an exported program keeps its sizes, transform the model itself")
     own = explainer.request
-    other = Explainer(explainer.model, bias=explainer.bias)
-    other.request = replace(own, free=sizes, dynamic_batch=own.dynamic_batch and "batch" in dynamic)
+    free_batch = own.dynamic_batch and "batch" in dynamic
+    other = explainer.with_request(replace(own, free=sizes, dynamic_batch=free_batch))
     try:
         other.prepare(*args, **kwargs)
     except OmennError:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,55 +16,28 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 import omenn_fx.rules  # noqa: F401  (fills the rule sets)
-from omenn_fx.algebra.bias_policy import POLICIES
-from omenn_fx.algebra.ruleset import RuleSet, rule_set
+from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.analysis.batch_dim import mixed
 from omenn_fx.analysis.endpoints import Explain, Output
 from omenn_fx.analysis.plan import Request, make_plan
-from omenn_fx.analysis.roles import Decision, Role, Tagged
+from omenn_fx.analysis.roles import Decision
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
-from omenn_fx.capture.nodes import place_of, producer
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.errors import InputError, MixedBatchError, OmennError
-from omenn_fx.explanation import Explanation, assembled
-from omenn_fx.graph.affine_map import AffineMap, Recorder
-from omenn_fx.graph.build import Halves, explainer_graph, split
-from omenn_fx.graph.twin import Twin
-from omenn_fx.target import Target, resolve
+from omenn_fx.explanation import Explanation
+from omenn_fx.graph.affine_map import AffineMap, Recorder, affine_map
+from omenn_fx.graph.build import explainer_graph, split
+from omenn_fx.program import NodeInfo, Program
+from omenn_fx.target import Target
 
 if TYPE_CHECKING:
     from omenn_fx.export.onnx import OnnxFile
 
 log = logging.getLogger("omenn_fx")
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class NodeInfo:
-    """One node of the captured graph: name, operator, module path, role, and the user's own source line."""
-
-    name: str
-    op: str
-    module: str
-    role: str
-    source: str
-
-
-@dataclass
-class Program:
-    """Everything made from one capture."""
-
-    captured: Captured
-    tagged: Tagged
-    graph_module: fx.GraphModule
-    halves: Halves
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.tagged.sources)
 
 
 def transform(
@@ -107,16 +80,10 @@ def transform(
         NoContentError, OutputError, InputError: nothing to explain, and why.
         MixedBatchError: the samples of a batch reach each other.
     """
-    explainer = Explainer(
-        model,
-        explain=explain,
-        output=output,
-        rules=rules,
-        bias=bias,
-        roles=roles,
-        dynamic_batch=dynamic_batch,
-        batched=batched,
+    request = Request.of(
+        rules, explain=explain, output=output, bias=bias, roles=roles, dynamic_batch=dynamic_batch, batched=batched
     )
+    explainer = Explainer(model, request)
     if example_inputs is not None or example_kwargs:
         args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
         explainer.prepare(*args, **(example_kwargs or {}))
@@ -126,31 +93,28 @@ def transform(
 class Explainer(nn.Module):
     """A model and its explainer graph. Call it like the model; it returns an `Explanation`. Made by `transform`."""
 
-    def __init__(
-        self,
-        model: Source,
-        *,
-        explain: Explain = None,
-        output: Output = None,
-        rules: str | RuleSet = "omenn",
-        bias: str = "carrier",
-        roles: Mapping[str, str] | None = None,
-        dynamic_batch: bool = True,
-        batched: bool = True,
-    ):
+    def __init__(self, model: Source, request: Request):
         super().__init__()
-        if bias not in POLICIES:
-            raise ValueError(f"bias='{bias}': a bias policy is one of {', '.join(POLICIES)}")
         source = load_source(model)
         self.model = source if isinstance(source, nn.Module) else None
         self._exported = source if isinstance(source, ExportedProgram) else None
         if self.model is not None:
             require_eval(self.model)
-        self.request = Request(rule_set(rules), explain, output, dict(roles or {}), dynamic_batch, batched)
-        self.bias = bias
+        self.request = request
         self._programs: list[Program] = []
         self._current: Program | None = None
         self.training = False
+
+    @property
+    def bias(self) -> str:
+        """The bias policy."""
+        return self.request.bias
+
+    def with_request(self, request: Request) -> Explainer:
+        """An explainer of the same model for another request."""
+        source = self.model if self.model is not None else self._exported
+        assert source is not None
+        return Explainer(source, request)
 
     # Capture ------------------------------------------------------------------------------------------------------
 
@@ -185,7 +149,7 @@ class Explainer(nn.Module):
         assert plan.captured is not None
         assert plan.tagged is not None
         assert plan.layout is not None
-        module = explainer_graph(plan.tagged, plan.layout, POLICIES[self.bias])
+        module = explainer_graph(plan.tagged, plan.layout, self.request.policy)
         halves = split(module)
         batch = plan.captured.batch
         several = batch is not None and not plan.captured.dynamic_batch and batch > 1
@@ -253,17 +217,7 @@ class Explainer(nn.Module):
         program, leaves = self.program_for(args, kwargs)
         if not torch.compiler.is_compiling():
             check_finite(program.captured, leaves)
-        outputs, residuals = program.halves.forward(*leaves)
-        outputs = self._rows(outputs)
-        resolved = resolve(target, outputs)
-        cotangents = [g if self.request.batched else g[0] for g in resolved.cotangents(outputs)]
-        results = program.halves.each(cotangents, residuals)
-        biased, kept = (program.graph_module.meta[key] for key in ("biased", "kept"))
-        return assembled(outputs, resolved, results, program.names, biased, kept, self.request.batched)
-
-    def _rows(self, value: Tensor) -> Tensor:
-        """One row per sample: a batch of one in front of what has none."""
-        return value if self.request.batched else value[None]
+        return program.runnable.explain(leaves, target)
 
     def validate(
         self,
@@ -300,9 +254,7 @@ class Explainer(nn.Module):
         """An explainer of a copy of the model in another dtype. Raises OmennError for an exported program."""
         if self.model is None:
             raise OmennError("an exported program keeps its dtype; transform the model itself to compare with float64")
-        twin = Explainer(copy.deepcopy(self.model).to(device=device, dtype=dtype), bias=self.bias)
-        twin.request = self.request
-        return twin
+        return Explainer(copy.deepcopy(self.model).to(device=device, dtype=dtype), self.request)
 
     @torch.no_grad()
     def reference(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -318,7 +270,8 @@ class Explainer(nn.Module):
         leaves = pytree.tree_leaves(result)
         if program.tagged.output not in captured.outputs:  # a node inside of the model
             return Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[program.tagged.output]
-        return self._rows(leaves[captured.outputs.index(program.tagged.output)])
+        value = leaves[captured.outputs.index(program.tagged.output)]
+        return value if self.request.batched else value[None]
 
     # Leaving the process ------------------------------------------------------------------------------------------
 
@@ -383,6 +336,13 @@ class Explainer(nn.Module):
         """What was captured stays behind: a worker process captures for itself at its first call."""
         return self.__dict__ | {"_programs": [], "_current": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Explainers that earlier versions pickled keep the bias policy beside the request."""
+        bias = state.pop("bias", None)
+        super().__setstate__(state)
+        if bias is not None:
+            self.request = replace(self.request, bias=bias)
+
     # Looking inside -----------------------------------------------------------------------------------------------
 
     @property
@@ -404,14 +364,7 @@ class Explainer(nn.Module):
     @property
     def nodes(self) -> list[NodeInfo]:
         """Every node of the captured graph, in order."""
-        tagged = self.ready.tagged
-        infos = []
-        for node in tagged.captured.graph.nodes:
-            if node.op == "output":
-                continue
-            place = place_of(producer(node)[0] if node.op == "call_function" else node)
-            infos.append(NodeInfo(node.name, place.op, place.module, tagged.role[node].value, place.source))
-        return infos
+        return self.ready.nodes
 
     @property
     def decisions(self) -> list[Decision]:
@@ -442,28 +395,9 @@ class Explainer(nn.Module):
         kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
         program, leaves = self.program_for(args, kwargs)
         check_finite(program.captured, leaves)
-        tagged = program.tagged
-        target = _content_node(tagged, to)
         values = Recorder(program.captured.module).record(leaves)
-        if since == "operands":
-            if target in tagged.sources.values():
-                raise ValueError(f"'{to}' is an explained input: it has no operands")
-            operands = list(Twin(tagged, values).operands(target).values())
-            return AffineMap(tagged, values, target, operands, local=True)
-        start = list(tagged.sources.values()) if since is None else [_content_node(tagged, since)]
-        return AffineMap(tagged, values, target, start, local=False)
+        return affine_map(program.tagged, values, to, since)
 
     def extra_repr(self) -> str:
-        state = (
-            "not captured yet" if self._current is None else f"{len(self._current.tagged.captured.graph.nodes)} nodes"
-        )
+        state = "not captured yet" if self._current is None else f"{len(self._current.captured.graph.nodes)} nodes"
         return f"rules={self.request.rules.name!r}, bias={self.bias!r}, {state}"
-
-
-def _content_node(tagged: Tagged, name: str) -> fx.Node:
-    for node in tagged.captured.graph.nodes:
-        if node.name == name:
-            if tagged.role[node] is not Role.CONTENT:
-                raise ValueError(f"node '{name}' is a {tagged.role[node].value}: only content nodes have an affine map")
-            return node
-    raise ValueError(f"there is no node '{name}' (explainer.nodes lists them)")

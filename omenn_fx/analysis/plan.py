@@ -15,7 +15,8 @@ import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import ExportedProgram
 
-from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.algebra.bias_policy import POLICIES, Policy
+from omenn_fx.algebra.ruleset import RuleSet, rule_set
 from omenn_fx.analysis.batch_dim import Layouts, layouts
 from omenn_fx.analysis.endpoints import Explain, Output, select_output, select_sources
 from omenn_fx.analysis.layers import treatments
@@ -31,7 +32,11 @@ log = logging.getLogger("omenn_fx")
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, as in `transform`."""
+    """What the user asked for, as in `transform`, and the one list of its defaults.
+
+    Raises:
+        ValueError: there is no such bias policy.
+    """
 
     rules: RuleSet
     explain: Explain = None
@@ -40,6 +45,21 @@ class Request:
     dynamic_batch: bool = True
     batched: bool = True
     free: tuple[str, ...] = ()  # sizes that stay free beside the batch
+    bias: str = "carrier"
+
+    def __post_init__(self) -> None:
+        if self.bias not in POLICIES:
+            raise ValueError(f"bias='{self.bias}': a bias policy is one of {', '.join(POLICIES)}")
+
+    @classmethod
+    def of(cls, rules: str | RuleSet = "omenn", roles: Mapping[str, str] | None = None, **others: Any) -> Request:
+        """A request whose rule set is given by name or itself. Raises ValueError where there is none of that name."""
+        return cls(rule_set(rules), roles=dict(roles or {}), **others)
+
+    @property
+    def policy(self) -> Policy | None:
+        """The way bias mass goes; None where it is not carried."""
+        return POLICIES[self.bias]
 
 
 @dataclass
