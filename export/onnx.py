@@ -16,12 +16,12 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
 from omenn_fx.capture.sizes import FREE_SIZES, hint
 from omenn_fx.capture.torch_export import quiet
+from omenn_fx.compat import FakeTensor
 from omenn_fx.errors import ExportError, OmennError
 from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.free import freed, name_sizes

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from omenn_fx.capture.nodes import bind
 from omenn_fx.capture.sizes import batch_size
+from omenn_fx.compat import OpOverload
 from omenn_fx.errors import ExportError, OmennError, ParityError
 from omenn_fx.export.deployed import Deployed
 from omenn_fx.export.free import one_more
@@ -175,7 +176,7 @@ def _draws(traced: ExportedProgram) -> bool:
 def _is_random(node: fx.Node) -> bool:
     """Attention and recurrent layers draw numbers for their dropout alone."""
     op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
+    if not isinstance(op, OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
         return False
     values = bind(node)
     return bool(values.get("train", True)) and values.get("dropout_p", 1.0) != 0.0

@@ -14,7 +14,6 @@ from omenn_fx._version import __version__
 from omenn_fx.algebra.ruleset import omenn
 from omenn_fx.checking.check import check
 from omenn_fx.checking.check_report import CheckReport
-from omenn_fx.checking.validate import NodeError
 from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.checking.verdict import NodeVerdict, Verdict
 from omenn_fx.errors import (
@@ -24,6 +23,7 @@ from omenn_fx.errors import (
     MixedBatchError,
     ModeError,
     NoContentError,
+    NodeError,
     OmennError,
     OutputError,
     ParityError,

@@ -265,8 +265,7 @@ class Explainer(nn.Module):
             assert self._exported is not None
             result = self._exported.module()(*args, **kwargs)
         else:
-            with tensors_only(self.model):  # as at capture
-                result = self.model(*args, **kwargs)
+            result = tensors_only(self.model(*args, **kwargs))  # as at capture
         leaves = pytree.tree_leaves(result)
         if program.tagged.output not in captured.outputs:  # a node inside of the model
             return Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[program.tagged.output]

@@ -104,7 +104,7 @@ def _fill(plan: Plan, source: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         problem = _misfit(source, pytree.tree_leaves((args, kwargs)))
         if problem is None:
             raise
-        raise InputError(f"{problem}\n  {error}") from error
+        raise InputError(f"{problem}\n  {error.reason}") from error
     if request.rules.folds_norms:
         fold_batch_norms(plan.captured)
     sources = select_sources(plan.captured, request.rules, request.explain)

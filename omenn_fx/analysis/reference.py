@@ -15,6 +15,7 @@ from omenn_fx.algebra.ruleset import Reference
 from omenn_fx.analysis.roles import Role, Tagged
 from omenn_fx.capture.nodes import producer, value_of
 from omenn_fx.capture.sizes import hint
+from omenn_fx.compat import fake_mode_of
 from omenn_fx.errors import InputError
 
 aten = torch.ops.aten
@@ -68,7 +69,7 @@ def _input(tagged: Tagged, source: fx.Node) -> fx.Node:
         return node
     tagged.captured.module.register_buffer(name, _constant(tagged, source, reference))
     constant = graph.get_attr(name)
-    fake = getattr(value_of(source), "fake_mode", None)
+    fake = fake_mode_of(value_of(source))
     value = getattr(tagged.captured.module, name)
     constant.meta["val"] = value if fake is None else fake.from_tensor(value, static_shapes=True)
     with graph.inserting_after(constant):

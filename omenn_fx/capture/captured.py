@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -22,7 +21,8 @@ from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.capture.nodes import place_of
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
-from omenn_fx.capture.torch_export import export, quiet, require_eval
+from omenn_fx.capture.torch_export import export, own_path, own_stack, quiet, require_eval
+from omenn_fx.compat import HigherOrderOperator, OpOverload, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
 aten = torch.ops.aten
@@ -110,7 +110,7 @@ def _require_one_dtype(captured: Captured) -> None:
 def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
     """Whether an operator that the user's input reaches has no rule, so that its decomposition may have."""
     live = input_dependent(program.graph, program.graph_signature.user_inputs)
-    operators = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
+    operators = (OpOverload, HigherOrderOperator)
     return any(
         isinstance(node.target, operators) and node.target not in rules and not _shape_only(node) for node in live
     )
@@ -148,12 +148,15 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
             if widened:
                 _refresh(env[node])
     graph.output(tuple(outputs))
+    for node in graph.nodes:
+        if "nn_module_stack" in node.meta:
+            node.meta["nn_module_stack"] = own_stack(node.meta["nn_module_stack"])
     module = fx.GraphModule(root, graph)
     symbol = batch_symbol(program) if batched else None
     batch = symbol if symbol is not None or not batched else batch_size([n.meta.get("val") for n in inputs])
     spec = program.call_spec
     changes = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
-    mutated = tuple(str(s.target) for s in program.graph_signature.output_specs if s.kind in changes)
+    mutated = tuple(own_path(str(s.target)) for s in program.graph_signature.output_specs if s.kind in changes)
     return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, symbol is not None, widened, mutated)
 
 
@@ -169,8 +172,9 @@ def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.G
             tensor = program.state_dict.get(target, program.constants.get(target))
             if not isinstance(tensor, torch.Tensor):
                 raise CaptureError(f"the model holds '{target}', which is not a tensor ({type(tensor).__name__})")
-            _assign(root, target, tensor)
-            env[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
+            path = own_path(target)
+            _assign(root, path, tensor)
+            env[node] = graph.create_node("get_attr", path, name=path.replace(".", "_"))
         env[node].meta = dict(node.meta)
     return env
 
@@ -190,7 +194,7 @@ def _widen(node: fx.Node) -> bool:
 def _refresh(node: fx.Node) -> None:
     """Recorded shapes and dtypes behind a widened cast."""
     values = pytree.tree_leaves([n.meta.get("val") for n in node.all_input_nodes])  # a getitem reads a tuple
-    mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+    mode = next((mode for v in values if (mode := fake_mode_of(v)) is not None), None)
     if mode is not None and callable(node.target):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         with mode, torch.no_grad():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import operator
 import re
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx
 
 from omenn_fx.algebra.form import Slot
 from omenn_fx.algebra.ruleset import Rule
+from omenn_fx.compat import OpOverload
 from omenn_fx.errors import Place
+
+_HERE = Path(__file__).parent
 
 
 def place_of(node: fx.Node) -> Place:
@@ -19,15 +22,20 @@ def place_of(node: fx.Node) -> Place:
     stack = node.meta.get("nn_module_stack") or {}
     module = str(list(stack.values())[-1][0]) if stack else ""
     module = re.sub(r"^L__self___?|^L\['self'\]\.?", "", module)
-    return Place(node.name, str(node.target), module, _source_line(node.meta.get("stack_trace") or ""))
+    return Place(node.name, str(node.target), module, *_innermost(node.meta.get("stack_trace") or ""))
 
 
-def _source_line(stack_trace: str) -> str:
-    frames = re.findall(r'File "(.+?)", line (\d+), in (.+?)\n\s*(.*)', stack_trace)
+# torch keeps the stack as Python prints it. A path may hold anything: it ends at the last '", line N, in name'.
+_FRAME = re.compile(r'^ {0,2}File "(.*)", line (\d+), in (\S+)$(?:\n {4}(.*))?', re.MULTILINE)
+
+
+def _innermost(stack_trace: str) -> tuple[str, int, str, str]:
+    """File, line, function and code of the innermost frame of a printed stack, without a frame of capture itself."""
+    frames = [f for f in _FRAME.findall(stack_trace) if Path(f[0]).parent != _HERE]
     if not frames:
-        return ""
+        return "", 0, "", ""
     file, line, function, code = frames[-1]
-    return f"{file}:{line} in {function}: {code.strip()}"
+    return file, int(line), function, code.strip()
 
 
 def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
@@ -47,7 +55,7 @@ def value_of(node: Any) -> Any:
 
 def bind(node: fx.Node) -> dict[str, Any]:
     """The operands of a call by their schema names, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return {f"arg{i}": a for i, a in enumerate(node.args)}
     bound = {}
     for i, argument in enumerate(node.target._schema.arguments):

@@ -69,8 +69,7 @@ def problems(error: OmennError) -> list[Finding]:
     if isinstance(error, UnsupportedOpError):
         return [_no_rule(place, error.rule_set) for place in error.places]
     kind, fix = next(((k, f) for t, k, f in _KINDS if isinstance(error, t)), (OTHER, "see the message"))
-    reason = str(error).split("\n  What to change")[0].split("\n  at ")[0].strip()
-    return [Finding(kind, error.places[0] if error.places else NOWHERE, reason, error.fix or fix)]
+    return [Finding(kind, error.places[0] if error.places else NOWHERE, error.reason, error.fix or fix)]
 
 
 def _no_rule(place: Place, rule_set: str) -> Finding:
@@ -154,7 +153,7 @@ def _ancestors(output: fx.Node) -> set[fx.Node]:
 def _mutation(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
     for name in captured.mutated:
         reason = f"forward writes to '{name}': in the explainer the change is made anew at every call and never kept"
-        yield Finding(MUTATION, Place(name, "", "", ""), reason, "compute a new tensor instead of writing in place")
+        yield Finding(MUTATION, Place(name), reason, "compute a new tensor instead of writing in place")
 
 
 def _detached(captured: Captured, tagged: Tagged) -> Iterator[Finding]:

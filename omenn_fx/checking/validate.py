@@ -19,9 +19,8 @@ from omenn_fx.algebra.form import Affine, Call
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import place_of, producer
 from omenn_fx.checking.validation_report import NodeErrors, ValidationReport
-from omenn_fx.errors import OmennError
 from omenn_fx.explanation import Explanation
-from omenn_fx.graph.twin import Twin
+from omenn_fx.graph.twin import Twin, at_node
 from omenn_fx.program import Live
 
 Tensor = torch.Tensor
@@ -39,10 +38,6 @@ TOLERANCES = {
 FORWARD_IN_FLOAT32 = 1e-5  # of a float64 model that computes parts in float32 itself, which the twin does not
 
 
-class NodeError(OmennError):
-    """A rule that raises at one node of the user's model."""
-
-
 class Walk(fx.Interpreter):
     """Runs a captured graph and calls `measure` at each content node while its operands are still there."""
 
@@ -55,11 +50,8 @@ class Walk(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.env[n] = super().run_node(n)
         if n in self.content:
-            try:
+            with at_node(n):
                 self.measure(n, *Twin(self.tagged, self.env).form(n))
-            except Exception as error:
-                place = place_of(producer(n)[0])
-                raise NodeError(f"{type(error).__name__} in the rule of {place}: {error}") from error
         return self.env[n]
 
 

@@ -7,7 +7,7 @@ from enum import Enum
 
 from omenn_fx.errors import Place
 
-NOWHERE = Place("", "", "", "")
+NOWHERE = Place()
 
 
 class Verdict(str, Enum):

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.proxy import GraphAppendingTracer
 
 from omenn_fx.algebra.bias_policy import Policy
@@ -23,8 +22,9 @@ from omenn_fx.analysis.batch_dim import Layouts
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import value_of
 from omenn_fx.capture.sizes import is_symbolic
+from omenn_fx.compat import enable_python_dispatcher, fake_mode_of
 from omenn_fx.graph.schedule import hoist, writes
-from omenn_fx.graph.twin import Twin, dense_or_zero
+from omenn_fx.graph.twin import Twin, at_node, dense_or_zero
 
 COTANGENT = "cotangent"
 
@@ -53,7 +53,8 @@ class _Tracer(GraphAppendingTracer):
     @contextmanager
     def within(self, node: fx.Node, phase: str) -> Iterator[None]:
         before, self.at = self.at, (node, phase)
-        yield
+        with at_node(node):
+            yield
         self.at = before
 
     def create_node(
@@ -151,7 +152,7 @@ def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx
     """
     captured = tagged.captured
     graph = fx.Graph()
-    tracer = _Tracer(graph, getattr(value_of(tagged.output), "fake_mode", None))
+    tracer = _Tracer(graph, fake_mode_of(value_of(tagged.output)))
     values, cotangent = _forward(tagged, tracer)
     twin = Twin(tagged, values, tracer.within)
     pulled = twin.pull({tagged.output: cotangent}, policy)
