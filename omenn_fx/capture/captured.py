@@ -8,7 +8,7 @@ operator without a rule, pays for `run_decompositions`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,27 +32,29 @@ _PRODUCTS = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class Captured:
     """A model as one graph: placeholders are the leaves of (args, kwargs), the output is a tuple of leaves."""
 
     module: fx.GraphModule
-    inputs: list[fx.Node]
-    outputs: list[Any]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[Any, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     batch: Any  # symbolic size of the batch, the fixed int, or None where all inputs are one sample
     dynamic_batch: bool
     widened: bool = False  # a float64 model whose casts to float32 were made float64
     mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
+    shapes: tuple[tuple[str | int, ...], ...] = field(init=False)  # of each input, free sizes by name
 
     def __post_init__(self) -> None:
-        # Of each input, free sizes by name: torch.compile would read a symbol as the number that it was found at.
+        # Names of free sizes are found now: torch.compile would read a symbol as the number that it was found at.
         values = [n.meta.get("val") for n in self.inputs]
-        self.shapes = [
-            [str(s) if is_symbolic(s) else int(s) for s in v.shape] if isinstance(v, torch.Tensor) else []
+        shapes = tuple(
+            tuple(str(s) if is_symbolic(s) else int(s) for s in v.shape) if isinstance(v, torch.Tensor) else ()
             for v in values
-        ]
+        )
+        object.__setattr__(self, "shapes", shapes)
 
     @property
     def graph(self) -> fx.Graph:
@@ -128,17 +130,17 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     placeholders = program.graph.find_nodes(op="placeholder")
     double = any(isinstance(v := n.meta.get("val"), torch.Tensor) and v.dtype == torch.float64 for n in placeholders)
     env: dict[fx.Node, Any] = _inputs_and_constants(program, root, graph)
-    inputs = [node for node in env.values() if node.op == "placeholder"]
-    outputs: list[Any] = []
+    inputs = tuple(node for node in env.values() if node.op == "placeholder")
+    outputs: tuple[Any, ...] = ()
     widened = False
     for node in program.graph.nodes:
         if node.op == "output":
             leaves = zip(program.graph_signature.output_specs, node.args[0], strict=True)
-            outputs = [
+            outputs = tuple(
                 env.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf
                 for spec, leaf in leaves
                 if spec.kind == OutputKind.USER_OUTPUT
-            ]
+            )
         elif node.op == "get_attr":
             _assign(root, node.target, _attribute(program.graph_module, node.target))
             env[node] = graph.node_copy(node, env.__getitem__)
@@ -147,7 +149,7 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
             widened = double and (_widen(env[node]) or widened)
             if widened:
                 _refresh(env[node])
-    graph.output(tuple(outputs))
+    graph.output(outputs)
     for node in graph.nodes:
         if "nn_module_stack" in node.meta:
             node.meta["nn_module_stack"] = own_stack(node.meta["nn_module_stack"])

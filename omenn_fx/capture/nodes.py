@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 from omenn_fx.algebra.form import Slot
@@ -46,6 +47,13 @@ def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
         if isinstance(value_of(origin), (tuple, list)):
             return origin, position
     return node, None
+
+
+def free_name(module: torch.nn.Module, name: str) -> str:
+    """A name for a new attribute: the model may have one of this name itself."""
+    while hasattr(module, name):
+        name = f"{name}_"
+    return name
 
 
 def value_of(node: Any) -> Any:

@@ -5,7 +5,7 @@ Everything that can go wrong in the user's code goes wrong here, so here it beco
 
 from __future__ import annotations
 
-import functools
+import inspect
 import io
 import logging
 import re
@@ -60,30 +60,31 @@ def require_eval(model: nn.Module) -> None:
         )
 
 
-class TensorsOnly(nn.Module):
+def wrapped(model: nn.Module) -> nn.Module:
     """A model without the parts of its return value that torch.export has no type for: key-value caches, for one.
 
     The user's module is called, never changed. The inputs keep the names that its forward has; of the names that an
     export gives, `own_path` and `own_stack` take the wrapper away.
     """
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.omenn_fx_model = model
-        self.training = False
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensors_only(getattr(self, _WRAPPER)(*args, **kwargs))
 
-        @functools.wraps(model.forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return tensors_only(model(*args, **kwargs))
-
-        self.forward = forward
+    own = inspect.signature(model.forward)
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = own.replace(parameters=[this, *own.parameters.values()])  # type: ignore[attr-defined]
+    # On the class: torch.export follows a module that has two names from the module that it traces.
+    wrapper = type("TensorsOnly", (nn.Module,), {"forward": forward})()
+    wrapper.add_module(_WRAPPER, model)
+    wrapper.training = False
+    return wrapper
 
 
 _WRAPPER = "omenn_fx_model"
 
 
 def own_path(path: str) -> str:
-    """A path inside of an exported `TensorsOnly` as a path inside of the model; any other path as it is."""
+    """A path inside of an exported wrapper as a path inside of the model; any other path as it is."""
     return path.removeprefix(_WRAPPER).removeprefix(".") if path.startswith(_WRAPPER) else path
 
 
@@ -127,13 +128,13 @@ def _known(value: Any) -> bool:
 def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str] = ()
 ) -> ExportedProgram:
-    """Export a model as `TensorsOnly`.
+    """Export a model as it is `wrapped`.
 
     Raises:
         CaptureError: the model cannot be captured, or fixes one of the sizes that are to stay free; names the line.
     """
     scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
-    return _export_at(model if scripted else TensorsOnly(model), args, kwargs, dynamic, free)
+    return _export_at(model if scripted else wrapped(model), args, kwargs, dynamic, free)
 
 
 def _export_at(
