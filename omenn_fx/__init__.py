@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omenn_fx import _moved
 from omenn_fx._version import __version__
 from omenn_fx.algebra.ruleset import omenn
 from omenn_fx.checking.check import check
@@ -38,6 +39,8 @@ from omenn_fx.program import NodeInfo
 
 if TYPE_CHECKING:
     from omenn_fx.export.archive import SavedExplainer
+
+_moved.install()
 
 rule = omenn.register
 opaque = omenn.opaque

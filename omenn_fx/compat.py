@@ -19,7 +19,7 @@ __all__ = ["FakeTensor", "HigherOrderOperator", "OpOverload", "OpOverloadPacket"
 # module -> the private names that are used of it, dotted where a class holds them
 PRIVATE: dict[str, tuple[str, ...]] = {
     "torch._dispatch.python": ("enable_python_dispatcher",),
-    "torch._ops": ("HigherOrderOperator", "OpOverload", "OpOverload._schema", "OpOverloadPacket"),
+    "torch._ops": ("HigherOrderOperator", "OpOverload", "OpOverloadPacket"),
     "torch._subclasses.fake_tensor": (
         "FakeTensor",
         "FakeTensorMode.from_tensor",
@@ -105,6 +105,16 @@ def failure_of(error: Exception) -> Failure | None:
     if isinstance(error, (fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)):
         return "no fake"
     return next((what for kind, text, what in _TEXTS if type(error) is kind and text in str(error)), None)
+
+
+# Compilation ---------------------------------------------------------------------------------------------------------
+
+
+def keep_out_of_compilation(owner: type, name: str) -> None:
+    """torch.compile leaves a method alone; said at first use, for torch.compiler.disable imports torch._dynamo."""
+    method = getattr(owner, name)
+    if not getattr(method, "_torchdynamo_disable", False):
+        setattr(owner, name, torch.compiler.disable(method))
 
 
 # Others --------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from omenn_fx.capture.inputs import check_finite, check_leaves, check_rank, fits
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
+from omenn_fx.compat import keep_out_of_compilation
 from omenn_fx.errors import InputError, MixedBatchError, OmennError
 from omenn_fx.explanation import Explanation
 from omenn_fx.graph.affine_map import AffineMap, Recorder, affine_map
@@ -93,6 +94,11 @@ def transform(
 class Explainer(nn.Module):
     """A model and its explainer graph. Call it like the model; it returns an `Explanation`. Made by `transform`."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Explainer:
+        """An explainer, unpickled ones too, whose captures are never part of a compiled graph."""
+        keep_out_of_compilation(Explainer, "prepare")
+        return super().__new__(cls)
+
     def __init__(self, model: Source, request: Request):
         super().__init__()
         source = load_source(model)
@@ -118,7 +124,6 @@ class Explainer(nn.Module):
 
     # Capture ------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
         leaves = pytree.tree_leaves((args, kwargs))
