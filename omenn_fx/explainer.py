@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,21 +16,27 @@ from torch.export import ExportedProgram
 
 import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.algebra.ruleset import RuleSet
-from omenn_fx.analysis.batch_dim import mixed
 from omenn_fx.analysis.endpoints import Explain, Output
-from omenn_fx.analysis.plan import Request, make_plan
+from omenn_fx.analysis.plan import Request
 from omenn_fx.analysis.roles import Decision
 from omenn_fx.capture.captured import Captured
-from omenn_fx.capture.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
+from omenn_fx.capture.inputs import (
+    check_finite,
+    check_leaves,
+    check_rank,
+    check_signature,
+    fits,
+    flatten_inputs,
+    mismatch,
+)
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.compat import keep_out_of_compilation
-from omenn_fx.errors import InputError, MixedBatchError, OmennError
+from omenn_fx.errors import InputError, OmennError
 from omenn_fx.explanation import Explanation
 from omenn_fx.graph.affine_map import AffineMap, Recorder, affine_map
-from omenn_fx.graph.build import explainer_graph, split
-from omenn_fx.program import NodeInfo, Program
+from omenn_fx.program import NodeInfo, Program, make_program
 from omenn_fx.target import Target
 
 if TYPE_CHECKING:
@@ -118,9 +123,13 @@ class Explainer(nn.Module):
 
     def with_request(self, request: Request) -> Explainer:
         """An explainer of the same model for another request."""
+        return Explainer(self._source, request)
+
+    @property
+    def _source(self) -> nn.Module | ExportedProgram:
         source = self.model if self.model is not None else self._exported
         assert source is not None
-        return Explainer(source, request)
+        return source
 
     # Capture ------------------------------------------------------------------------------------------------------
 
@@ -130,46 +139,19 @@ class Explainer(nn.Module):
         check_leaves(leaves)
         if self.model is not None:
             require_eval(self.model)
+            check_signature(self.model, args, kwargs)
         elif self._programs:
             raise InputError(
                 f"these inputs do not fit the exported program: {mismatch(self._captured, leaves)}; it cannot be "
                 "captured anew, transform the model itself"
             )
-        self._check_signature(args, kwargs)
         with torch.inference_mode(False), torch.no_grad():
-            program = self._build(args, kwargs)
+            program = make_program(self._source, args, kwargs, self.request)
         if self._current is not None:
             log.warning("captured anew for new inputs: %s", mismatch(self._captured, leaves))
         self._programs.append(program)
         self._current = program
         return self
-
-    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
-        source = self.model if self.model is not None else self._exported
-        assert source is not None
-        plan = make_plan(source, own[0], own[1], self.request)
-        if plan.error is not None:
-            raise plan.error
-        assert plan.captured is not None
-        assert plan.tagged is not None
-        assert plan.layout is not None
-        module = explainer_graph(plan.tagged, plan.layout, self.request.policy)
-        halves = split(module)
-        batch = plan.captured.batch
-        several = batch is not None and not plan.captured.dynamic_batch and batch > 1
-        if several and mixed(halves.forward, halves.each, flatten_inputs(plan.captured, *own)):
-            raise MixedBatchError("somewhere in the model, which fixes its batch size")
-        return Program(plan.captured, plan.tagged, module, halves)
-
-    def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.model is not None:
-            try:
-                inspect.signature(self.model.forward).bind(*args, **kwargs)
-            except TypeError as error:
-                name = type(self.model).__name__
-                signature = inspect.signature(self.model.forward)
-                raise InputError(f"the inputs do not fit {name}.forward{signature}: {error}") from None
 
     def program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """What was captured for inputs like these (captured now where nothing fits), and their leaves in its order."""

@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch.export import ExportedProgram
 
-from omenn_fx.analysis.plan import Request
+from omenn_fx.analysis.batch_dim import mixed
+from omenn_fx.analysis.plan import Request, make_plan
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.inputs import flatten_inputs
 from omenn_fx.capture.nodes import place_of, producer
+from omenn_fx.errors import MixedBatchError
 from omenn_fx.explanation import Explanation, assembled
-from omenn_fx.graph.build import Halves
+from omenn_fx.graph.build import Halves, explainer_graph, split
 from omenn_fx.target import Chooser, Target, resolve
 
 Tensor = torch.Tensor
@@ -98,6 +103,26 @@ class Program:
                 place = place_of(producer(node)[0] if node.op == "call_function" else node)
                 infos.append(NodeInfo(node.name, place.op, place.module, self.tagged.role[node].value, place.source))
         return infos
+
+
+def make_program(
+    source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
+) -> Program:
+    """Capture, analyse, and build the explainer graph. Raises the error of the plan, and MixedBatchError."""
+    own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
+    plan = make_plan(source, own[0], own[1], request)
+    if plan.error is not None:
+        raise plan.error
+    assert plan.captured is not None
+    assert plan.tagged is not None
+    assert plan.layout is not None
+    module = explainer_graph(plan.tagged, plan.layout, request.policy)
+    program = Program(plan.captured, plan.tagged, module, split(module))
+    batch = plan.captured.batch
+    several = batch is not None and not plan.captured.dynamic_batch and batch > 1
+    if several and mixed(program.halves.forward, program.halves.each, flatten_inputs(plan.captured, *own)):
+        raise MixedBatchError("somewhere in the model, which fixes its batch size")
+    return program
 
 
 class Live(Protocol):

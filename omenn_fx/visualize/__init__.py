@@ -1,4 +1,8 @@
-"""Pictures of explanations: maps of images, bars and text of tokens, and where the biases come from."""
+"""Pictures of explanations: maps of images, bars and text of tokens, and where the biases come from.
+
+In: an explanation, as `visualize.explained` reads it. Out: matplotlib figures, pixels, HTML.
+Imports no other room; may be imported by every room behind `explanation`.
+"""
 
 from __future__ import annotations
 
