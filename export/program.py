@@ -13,11 +13,11 @@ from omenn_fx.algebra.composites import kept
 from omenn_fx.capture.sizes import batch_symbol, fixed_sizes, free_dims
 from omenn_fx.capture.torch_export import quiet
 from omenn_fx.errors import ExportError
-from omenn_fx.explainer import Explainer
 from omenn_fx.export.passes.optimize import optimize, write_out
+from omenn_fx.program import Live
 
 
-def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgram:
+def to_program(explainer: Live, *args: Any, **kwargs: Any) -> ExportedProgram:
     """Export model and explanation as one program, at example inputs.
 
     The program takes the leaves of (args, kwargs) and a cotangent of the explained output's shape (one-hot for one

@@ -42,21 +42,21 @@ class Decision:
     reason: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tagged:
     """A captured graph with its roles: everything the affine twin needs to know."""
 
     captured: Captured
     rules: RuleSet
-    sources: dict[str, fx.Node]  # explained input -> the node whose value is explained
+    sources: Mapping[str, fx.Node]  # explained input -> the node whose value is explained
     output: fx.Node
-    role: dict[fx.Node, Role]
-    slots: dict[fx.Node, tuple[Slot, ...]]  # content node -> its content operands
-    decisions: list[Decision] = field(default_factory=list)
-    opaque: list[tuple[str, str]] = field(default_factory=list)  # (reader, live operand added as a bias)
-    missing: list[fx.Node] = field(default_factory=list)  # content nodes whose operator has no rule
-    treatments: dict[fx.Node, Treated] = field(default_factory=dict)  # layers that the rule set treats in its own way
-    reference: dict[fx.Node, fx.Node] = field(default_factory=dict)  # node -> its value at the rule set's reference
+    role: Mapping[fx.Node, Role]
+    slots: Mapping[fx.Node, tuple[Slot, ...]]  # content node -> its content operands
+    decisions: tuple[Decision, ...] = ()
+    opaque: tuple[tuple[str, str], ...] = ()  # (reader, live operand added as a bias)
+    missing: tuple[fx.Node, ...] = ()  # content nodes whose operator has no rule
+    treatments: Mapping[fx.Node, Treated] = field(default_factory=dict)  # layers that the rule set treats its own way
+    reference: Mapping[fx.Node, fx.Node] = field(default_factory=dict)  # node -> its value at the rule set's reference
 
     def rule(self, node: fx.Node) -> Rule | None:
         """The rule of the operator behind a content node; None of a source, which needs none."""
@@ -118,7 +118,7 @@ class _Tagger:
             raise self._no_content()
         slots = self._decide()
         sources = set(self.sources.values())
-        missing = [n for n in self.order if n in slots and n not in sources and self._rule(producer(n)[0]) is None]
+        missing = (n for n in self.order if n in slots and n not in sources and self._rule(producer(n)[0]) is None)
         role = {
             n: Role.CONTENT if n in slots else Role.COEFFICIENT if n in self.live else Role.CONSTANT for n in self.order
         }
@@ -129,9 +129,9 @@ class _Tagger:
             self.output,
             role,
             slots,
-            self.decisions[::-1],
-            self.opaque[::-1],
-            missing,
+            tuple(self.decisions[::-1]),
+            tuple(self.opaque[::-1]),
+            tuple(missing),
         )
 
     def _rule(self, call: fx.Node) -> Rule | None:

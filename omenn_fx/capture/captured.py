@@ -8,13 +8,12 @@ operator without a rule, pays for `run_decompositions`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -23,33 +22,36 @@ from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.capture.nodes import place_of
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
-from omenn_fx.capture.torch_export import export, quiet, require_eval
+from omenn_fx.capture.torch_export import export, own_path, own_stack, quiet, require_eval
+from omenn_fx.compat import HigherOrderOperator, OpOverload, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
 aten = torch.ops.aten
 
 
-@dataclass
+@dataclass(frozen=True)
 class Captured:
     """A model as one graph: placeholders are the leaves of (args, kwargs), the output is a tuple of leaves."""
 
     module: fx.GraphModule
-    inputs: list[fx.Node]
-    outputs: list[Any]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[Any, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     batch: Any  # symbolic size of the batch, the fixed int, or None where all inputs are one sample
     dynamic_batch: bool
     widened: bool = False  # a float64 model whose casts to float32 were made float64
     mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
+    shapes: tuple[tuple[str | int, ...], ...] = field(init=False)  # of each input, free sizes by name
 
     def __post_init__(self) -> None:
-        # Of each input, free sizes by name: torch.compile would read a symbol as the number that it was found at.
+        # Names of free sizes are found now: torch.compile would read a symbol as the number that it was found at.
         values = [n.meta.get("val") for n in self.inputs]
-        self.shapes = [
-            [str(s) if is_symbolic(s) else int(s) for s in v.shape] if isinstance(v, torch.Tensor) else []
+        shapes = tuple(
+            tuple(str(s) if is_symbolic(s) else int(s) for s in v.shape) if isinstance(v, torch.Tensor) else ()
             for v in values
-        ]
+        )
+        object.__setattr__(self, "shapes", shapes)
 
     @property
     def graph(self) -> fx.Graph:
@@ -108,7 +110,7 @@ def _require_one_dtype(captured: Captured, rules: RuleSet) -> None:
 def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
     """Whether an operator that the user's input reaches has no rule, so that its decomposition may have."""
     live = input_dependent(program.graph, program.graph_signature.user_inputs, rules)
-    operators = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
+    operators = (OpOverload, HigherOrderOperator)
     return any(
         isinstance(node.target, operators) and node.target not in rules and not _shape_only(node) for node in live
     )
@@ -126,17 +128,17 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     placeholders = program.graph.find_nodes(op="placeholder")
     double = any(isinstance(v := n.meta.get("val"), torch.Tensor) and v.dtype == torch.float64 for n in placeholders)
     env: dict[fx.Node, Any] = _inputs_and_constants(program, root, graph)
-    inputs = [node for node in env.values() if node.op == "placeholder"]
-    outputs: list[Any] = []
+    inputs = tuple(node for node in env.values() if node.op == "placeholder")
+    outputs: tuple[Any, ...] = ()
     widened = False
     for node in program.graph.nodes:
         if node.op == "output":
             leaves = zip(program.graph_signature.output_specs, node.args[0], strict=True)
-            outputs = [
+            outputs = tuple(
                 env.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf
                 for spec, leaf in leaves
                 if spec.kind == OutputKind.USER_OUTPUT
-            ]
+            )
         elif node.op == "get_attr":
             _assign(root, node.target, _attribute(program.graph_module, node.target))
             env[node] = graph.node_copy(node, env.__getitem__)
@@ -145,13 +147,16 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
             widened = double and (_widen(env[node]) or widened)
             if widened:
                 _refresh(env[node])
-    graph.output(tuple(outputs))
+    graph.output(outputs)
+    for node in graph.nodes:
+        if "nn_module_stack" in node.meta:
+            node.meta["nn_module_stack"] = own_stack(node.meta["nn_module_stack"])
     module = fx.GraphModule(root, graph)
     symbol = batch_symbol(program) if batched else None
     batch = symbol if symbol is not None or not batched else batch_size([n.meta.get("val") for n in inputs])
     spec = program.call_spec
     changes = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
-    mutated = tuple(str(s.target) for s in program.graph_signature.output_specs if s.kind in changes)
+    mutated = tuple(own_path(str(s.target)) for s in program.graph_signature.output_specs if s.kind in changes)
     return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, symbol is not None, widened, mutated)
 
 
@@ -167,8 +172,9 @@ def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.G
             tensor = program.state_dict.get(target, program.constants.get(target))
             if not isinstance(tensor, torch.Tensor):
                 raise CaptureError(f"the model holds '{target}', which is not a tensor ({type(tensor).__name__})")
-            _assign(root, target, tensor)
-            env[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
+            path = own_path(target)
+            _assign(root, path, tensor)
+            env[node] = graph.create_node("get_attr", path, name=path.replace(".", "_"))
         env[node].meta = dict(node.meta)
     return env
 
@@ -198,7 +204,7 @@ def _widen(node: fx.Node) -> bool:
 def _refresh(node: fx.Node) -> None:
     """Recorded shapes and dtypes behind a widened cast."""
     values = pytree.tree_leaves([n.meta.get("val") for n in node.all_input_nodes])  # a getitem reads a tuple
-    mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+    mode = next((mode for v in values if (mode := fake_mode_of(v)) is not None), None)
     if mode is not None and callable(node.target):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         with mode, torch.no_grad():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
+
+from omenn_fx.compat import fake_mode_of, without_guards
 
 Tensor = torch.Tensor
 
@@ -19,8 +20,8 @@ class Editor:
 
     def __init__(self, module: fx.GraphModule):
         self.module, self.graph = module, module.graph
-        values = (n.meta.get("val") for n in self.graph.nodes)
-        self.fake_mode = next(v.fake_mode for v in values if isinstance(v, FakeTensor))
+        modes = (fake_mode_of(n.meta.get("val")) for n in self.graph.nodes)
+        self.fake_mode = next(mode for mode in modes if mode is not None)
         self.rewritten = 0  # nodes so far
         self._fresh = sum(1 for name, _ in module.named_buffers() if name.startswith("folded_"))
 
@@ -76,9 +77,7 @@ class Editor:
         kept = ("nn_module_stack", "stack_trace", "omenn")
         node.meta = {key: self._like.meta[key] for key in kept if key in self._like.meta}
         values: Any = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        sizes = self.fake_mode.shape_env
-        unguarded = nullcontext() if sizes is None else sizes.suppress_guards()  # or a free batch gets fixed
-        with unguarded, self.fake_mode, torch.no_grad():
+        with without_guards(self.fake_mode), self.fake_mode, torch.no_grad():
             node.meta["val"] = op(*values[0], **values[1])
         return node
 

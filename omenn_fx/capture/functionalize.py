@@ -16,6 +16,7 @@ from torch import fx
 
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.nodes import is_value, read_by
+from omenn_fx.compat import OpOverload
 
 aten = torch.ops.aten
 
@@ -81,7 +82,7 @@ def functionalize(graph: fx.Graph, inputs: Collection[str], rules: RuleSet) -> b
 
 
 def _written(node: fx.Node) -> list[str]:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return []
     return [a.name for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
@@ -90,7 +91,7 @@ def _viewed(node: fx.Node) -> fx.Node | None:
     """The value whose memory the result of a node may share."""
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
         return None
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return node.args[0]  # getitem of a tuple of views
     aliases = any(r.alias_info is not None for r in node.target._schema.returns)
     return node.args[0] if aliases or node.target in _SILENT_ALIAS else None
