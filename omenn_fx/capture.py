@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -208,7 +209,7 @@ def _refresh(node: fx.Node) -> None:
     mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
     if mode is not None and callable(node.target):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        with mode, torch.no_grad():
+        with mode, enable_python_dispatcher(), torch.no_grad():  # torch 2.11's own kernels ask for fixed sizes
             node.meta["val"] = node.target(*args, **kwargs)
 
 
