@@ -23,7 +23,7 @@ from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize,
 from omenn_fx.capture.nodes import place_of
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
 from omenn_fx.capture.torch_export import export, own_path, own_stack, quiet, require_eval
-from omenn_fx.compat import HigherOrderOperator, OpOverload, fake_mode_of
+from omenn_fx.compat import HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
 aten = torch.ops.aten
@@ -207,7 +207,7 @@ def _refresh(node: fx.Node) -> None:
     mode = next((mode for v in values if (mode := fake_mode_of(v)) is not None), None)
     if mode is not None and callable(node.target):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        with mode, torch.no_grad():
+        with mode, enable_python_dispatcher(), torch.no_grad():  # torch 2.11's own kernels ask for fixed sizes
             node.meta["val"] = node.target(*args, **kwargs)
 
 
