@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test docs lint map format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --out demo-output
@@ -21,7 +21,10 @@ docs: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy omenn_fx rules export
+	$(BIN)/python .ci/house contracts rooms operators shape types
+
+map: $(VENV)/.dev
+	$(BIN)/python .ci/house map
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
