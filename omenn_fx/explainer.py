@@ -15,7 +15,6 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.algebra.bias_policy import POLICIES
 from omenn_fx.algebra.ruleset import RuleSet, rule_set
 from omenn_fx.analysis.batch_dim import mixed
@@ -146,6 +145,8 @@ class Explainer(nn.Module):
         self._exported = source if isinstance(source, ExportedProgram) else None
         if self.model is not None:
             require_eval(self.model)
+        import omenn_fx.rules  # noqa: F401  (waits where another thread is loading them)
+
         self.request = Request(rule_set(rules), explain, output, dict(roles or {}), dynamic_batch, batched)
         self.bias = bias
         self._programs: list[Program] = []
@@ -154,9 +155,11 @@ class Explainer(nn.Module):
 
     # Capture ------------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
+        return torch.compiler.disable(self._prepare)(*args, **kwargs)  # as a decorator it would import torch._dynamo
+
+    def _prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         leaves = pytree.tree_leaves((args, kwargs))
         check_leaves(leaves)
         if self.model is not None:
