@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -111,6 +111,19 @@ class RuleSet:
     same: frozenset[Op] = frozenset()
     folds_norms: bool = False
     reference: Reference | None = None
+
+    def filled_by(self, load: Callable[[], object]) -> None:
+        """Let `load` register the rules at the first use of the table: importing all of them takes a while."""
+        vars(self)["_later"] = vars(self).pop("table"), load
+
+    if not TYPE_CHECKING:  # a class with __getattr__ seems to have every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "table" or "_later" not in vars(self):
+                raise AttributeError(f"a rule set has no '{name}'")
+            self.table, load = vars(self).pop("_later")
+            load()
+            return self.table
 
     def derive(self, name: str, doc: str = "", *lines: Line, **traits: Any) -> RuleSet:
         """A set with this one's rules, in front of which stand its own, and with lines for layers."""
@@ -215,9 +228,15 @@ rule = omenn.register
 _SETS = {omenn.name: omenn}
 
 
+def _named() -> dict[str, RuleSet]:
+    """The rule sets that have a name; those of `omenn_fx.rules` get theirs when the table of `omenn` is filled."""
+    assert omenn.table is not None
+    return _SETS
+
+
 def name_set(rules: RuleSet) -> RuleSet:
     """Make a rule set known by its name. Raises ValueError where the name is taken."""
-    if rules.name in _SETS:
+    if rules.name in _named():
         raise ValueError(f"there is already a rule set '{rules.name}'")
     _SETS[rules.name] = rules
     return rules
@@ -225,13 +244,13 @@ def name_set(rules: RuleSet) -> RuleSet:
 
 def rule_sets() -> list[str]:
     """The names of all rule sets that have one, in order."""
-    return sorted(_SETS)
+    return sorted(_named())
 
 
 def rule_set(name: str | RuleSet) -> RuleSet:
     """The rule set of a name. Raises ValueError naming those that exist."""
     if isinstance(name, RuleSet):
         return name
-    if name not in _SETS:
+    if name not in _named():
         raise ValueError(f"there is no rule set '{name}'; known: {', '.join(rule_sets())}")
     return _SETS[name]

@@ -14,7 +14,6 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.algebra.ruleset import RuleSet, rule_set
 from omenn_fx.analysis.endpoints import Explain, Output
 from omenn_fx.analysis.plan import Plan, Request, make_plan
@@ -63,6 +62,8 @@ def check(
     if not args and not kwargs:
         args, kwargs = own_inputs(source)
     args, kwargs = _on_the_models_device(source, args, kwargs)
+    import omenn_fx.rules  # noqa: F401  (waits where another thread is loading them)
+
     request = Request(rule_set(rules), explain, output, dict(roles or {}), dynamic_batch, batched)
     plan = _at_fixed_shapes(source, args, kwargs, request) or make_plan(source, args, kwargs, request)
     return report(plan, type(source).__name__)
