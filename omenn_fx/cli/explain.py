@@ -1,4 +1,4 @@
-"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`; cli_check and cli_export have the others."""
+"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`; `cli.check` and `cli.export` have the others."""
 
 from __future__ import annotations
 
@@ -154,11 +154,7 @@ def explain_images(
     """
     console = console or Console()
     opened = [open_image(file) for file in files]  # all of them first: a wrong name should not cost a capture
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder '{out}' cannot be made: {error}") from error
-    paths = _paths(files, out)
+    paths = _paths(files, _made(out))
     completeness: list[float] = []
     with _progress(console) as progress:
         task = progress.add_task("capturing the model", total=len(files))
@@ -168,11 +164,7 @@ def explain_images(
         for file, x, path in zip(files, batches, paths, strict=True):
             progress.update(task, description=f"explaining {file.name}")
             explanation = explainer(x, target=target if report is None else page.target)
-            at = _shown(explanation)
-            name = class_name(loaded.classes, explanation, int(explanation.target[at]))
-            picture(loaded.preprocess.undo(x[0]), explanation, at, path, file.name, name, display=display)
-            console.print(table(explanation, file.name, loaded.classes))
-            completeness.append(float(explanation.completeness_error[at]))
+            completeness.append(_show(loaded, explanation, x, file.name, path, display, console))
             if report is not None:
                 progress.update(task, description=f"validating {file.name} for the report")
                 page.add(file.name, x, explanation)
@@ -181,6 +173,32 @@ def explain_images(
             page.write(report)
     console.print(_closing(paths, out, largest(completeness), report), soft_wrap=True)
     return paths
+
+
+def _made(folder: Path) -> Path:
+    """The folder, made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder '{folder}' cannot be made: {error}") from error
+    return folder
+
+
+def _show(
+    loaded: Loaded,
+    explanation: Explanation,
+    x: torch.Tensor,
+    title: str,
+    path: Path,
+    display: Display | None,
+    console: Console,
+) -> float:
+    """Write the picture of one image and print its table; the completeness error of what both show."""
+    at = _shown(explanation)
+    name = class_name(loaded.classes, explanation, int(explanation.target[at]))
+    picture(loaded.preprocess.undo(x[0]), explanation, at, path, title, name, display=display)
+    console.print(table(explanation, title, loaded.classes))
+    return float(explanation.completeness_error[at])
 
 
 def table(explanation: Explanation, title: str, classes: Sequence[str] | None = None) -> Table:
