@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test docs lint map format clean
+.PHONY: demo test docs lint lint-ruff lint-format lint-types map format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --out demo-output
@@ -18,10 +18,17 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/docs/index.html"
 
-lint: $(VENV)/.dev
+lint: lint-ruff lint-format lint-types
+	$(BIN)/python .ci/house contracts rooms drawn operators shape
+
+lint-ruff: $(VENV)/.dev
 	$(BIN)/ruff check .
+
+lint-format: $(VENV)/.dev
 	$(BIN)/ruff format --check .
-	$(BIN)/python .ci/house contracts rooms operators shape types
+
+lint-types: $(VENV)/.dev
+	$(BIN)/python .ci/house types
 
 map: $(VENV)/.dev
 	$(BIN)/python .ci/house map

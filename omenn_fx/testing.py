@@ -108,7 +108,7 @@ def _held(
 
 
 def measure(rule: Rule, call: Call, seed: int = 0) -> dict[str, float]:
-    """The error of each invariant of one call (see `omenn_fx.invariants`); "finite" is 0 or inf."""
+    """The error of each invariant of one call (see `omenn_fx.algebra.invariants`); "finite" is 0 or inf."""
     with _Names() as names:
         form = rule.affine(call)
         if set(form.terms) != set(call.content):

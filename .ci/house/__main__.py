@@ -7,6 +7,7 @@ shape       functions, files and subjects of commits that are too long
 types       mypy over the package as it installs
 subject F   whether the commit message in file F has a short subject
 map         draw docs/rooms.svg from the imports
+drawn       whether docs/rooms.svg is what they draw
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import layout
 import shape
 
 HERE = Path(__file__).resolve().parents[2]
+MAP = "docs/rooms.svg"
 
 
 def contracts(root: Path) -> bool:
@@ -67,15 +69,31 @@ def types(root: Path) -> bool:
     return done.returncode == 0
 
 
-def draw(root: Path) -> bool:
-    """Write the map of the rooms."""
+def _picture(root: Path) -> str | None:
+    """The map as SVG; None of a house with circles."""
     from picture import svg
     from rooms import read
 
-    target = root / "docs" / "rooms.svg"
-    target.write_text(svg(root, read(root)), encoding="utf-8")
-    print(target.relative_to(root))
+    house = read(root)
+    return None if house.circles else svg(root, house)
+
+
+def draw(root: Path) -> bool:
+    """Write the map of the rooms."""
+    picture = _picture(root)
+    if picture is None:
+        print("map: a house with circles has no floors; `rooms` names them")
+        return False
+    (root / MAP).write_text(picture, encoding="utf-8")
+    print(f"map: {MAP}")
     return True
+
+
+def drawn(root: Path) -> bool:
+    """Say whether the map in docs/ is the one that the imports draw."""
+    same = _picture(root) == (root / MAP).read_text(encoding="utf-8")
+    print(f"map: {MAP} {'is as the imports draw it' if same else 'is out of date: make map'}")
+    return same
 
 
 COMMANDS = {
@@ -85,6 +103,7 @@ COMMANDS = {
     "shape": shapes,
     "types": types,
     "map": draw,
+    "drawn": drawn,
 }
 
 
