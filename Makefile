@@ -11,7 +11,7 @@ TORCH := 2.13.0
 TORCHVISION := 0.28.0
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test test-versions docs lint format clean
+.PHONY: demo test test-versions docs lint lint-ruff lint-format lint-types map format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --out demo-output
@@ -28,10 +28,20 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/docs/index.html"
 
-lint: $(VENV)/.dev
+lint: lint-ruff lint-format lint-types
+	$(BIN)/python .ci/house contracts rooms drawn operators shape
+
+lint-ruff: $(VENV)/.dev
 	$(BIN)/ruff check .
+
+lint-format: $(VENV)/.dev
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy omenn_fx rules export
+
+lint-types: $(VENV)/.dev
+	$(BIN)/python .ci/house types
+
+map: $(VENV)/.dev
+	$(BIN)/python .ci/house map
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

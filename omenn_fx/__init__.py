@@ -46,6 +46,13 @@ rule = omenn.register
 opaque = omenn.opaque
 
 
+def _load_rules() -> None:
+    import omenn_fx.rules  # noqa: F401  (fills the rule sets)
+
+
+omenn.table.filled_by(_load_rules)
+
+
 def load(path: str | Path) -> SavedExplainer:
     """Load an explainer that `Explainer.save` wrote to a `.pt2` file. Raises ExportError where it is none."""
     from omenn_fx.export.archive import load as read

@@ -14,7 +14,6 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.analysis.endpoints import Explain, Output
 from omenn_fx.analysis.plan import Request
@@ -135,6 +134,9 @@ class Explainer(nn.Module):
 
     def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
+        return torch.compiler.disable(self._prepare)(*args, **kwargs)  # as a decorator it would import torch._dynamo
+
+    def _prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         leaves = pytree.tree_leaves((args, kwargs))
         check_leaves(leaves)
         if self.model is not None:

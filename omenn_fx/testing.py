@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from omenn_fx.algebra import invariants
 from omenn_fx.algebra.bias_policy import POLICIES
-from omenn_fx.algebra.form import Affine, Call, Slot
+from omenn_fx.algebra.form import Affine, Call, Op, Slot
 from omenn_fx.algebra.invariants import Report
-from omenn_fx.algebra.ruleset import Op, Rule, RuleSet, overload, rule_set
+from omenn_fx.algebra.ruleset import Rule, RuleSet, overload, rule_set
 from omenn_fx.errors import OmennError
 from omenn_fx.explainer import transform
 
@@ -79,8 +79,19 @@ def check_rule(
         raise ValueError(f"{op} has no {'rule' if rule is None else 'form'} in the rule set '{rule_set(rules).name}'")
     if not samples:
         raise ValueError(f"check_rule({op}) needs at least one sample")
-    report, failures, allowed = Report(), [], {**TOLERANCES, **(tolerance or {})}
-    for variant in _variants(op, rule, samples, dtypes):
+    allowed = {**TOLERANCES, **(tolerance or {})}
+    report, failures = _held(rule, _variants(op, rule, samples, dtypes), rules, allowed)
+    if failures:
+        raise RuleError(op, failures)
+    return report
+
+
+def _held(
+    rule: Rule, variants: Iterable[Variant], rules: str | RuleSet, allowed: Mapping[torch.dtype, float]
+) -> tuple[Report, list[str]]:
+    """The worst error of each invariant over all variants, and every failure as a line to read."""
+    report, failures = Report(), []
+    for variant in variants:
         try:
             with torch.no_grad():
                 found = measure(rule, variant.call)
@@ -93,13 +104,11 @@ def check_rule(
             report.add(invariant, value, variant.where)
             if not value <= limit:
                 failures.append(f"{variant.where}: {invariant} is off by {value:.1e}, above {limit:.0e}")
-    if failures:
-        raise RuleError(op, failures)
-    return report
+    return report, failures
 
 
 def measure(rule: Rule, call: Call, seed: int = 0) -> dict[str, float]:
-    """The error of each invariant of one call (see `omenn_fx.invariants`); "finite" is 0 or inf."""
+    """The error of each invariant of one call (see `omenn_fx.algebra.invariants`); "finite" is 0 or inf."""
     with _Names() as names:
         form = rule.affine(call)
         if set(form.terms) != set(call.content):

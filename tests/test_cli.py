@@ -401,7 +401,7 @@ def test_pretrained_without_internet(folder, monkeypatch):
 
 
 def test_torchvision_loads_without_its_compiled_operators():
-    code = "from omenn_fx.sources import load; print(type(load('torchvision:squeezenet1_1').model).__name__)"
+    code = "from omenn_fx.loading.models import load; print(type(load('torchvision:squeezenet1_1').model).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "SqueezeNet", done.stderr
 

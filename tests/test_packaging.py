@@ -1,4 +1,7 @@
-"""A wheel holds everything: rules/ and export/ stand at the top of the repository and install inside the package."""
+"""A wheel holds everything, and every room keeps to its floor.
+
+rules/ and export/ stand at the top of the repository and install inside the package.
+"""
 
 import os
 import shutil
@@ -8,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {"omenn_fx": "omenn_fx", "rules": "omenn_fx/rules", "export": "omenn_fx/export"}  # folder -> where it installs
 
 USE = """
 import pathlib, sys
@@ -37,7 +41,8 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
         names = set(archive.namelist())
-    assert {"omenn_fx/rules/convolution.py", "omenn_fx/export/program.py", "omenn_fx/py.typed"} <= names
+    assert modules() <= names, f"add to packages in pyproject.toml: {sorted(modules() - names)}"
+    assert "omenn_fx/py.typed" in names
     assert not any(n.startswith(("rules/", "export/", "tests/")) for n in names)
     done = subprocess.run(
         [sys.executable, "-c", USE, site],
@@ -50,15 +55,35 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     assert "explained" in done.stdout
 
 
-def test_no_import_runs_back():
-    """capture -> roles -> rules -> twin -> lower -> passes -> explainer: each room imports only those before it."""
-    order = ["errors", "mass", "linear", "registry", "functionalize", "exporting", "capture", "roles", "batch", "carry",
-             "twin", "lower", "editor", "phases", "zeros", "passes", "inputs", "select", "target", "explanation",
-             "affine", "explainer"]  # fmt: skip
-    for position, room in enumerate(order):
-        text = (ROOT / "omenn_fx" / f"{room}.py").read_text()
-        for later in order[position + 1 :]:
-            assert f"from omenn_fx.{later} " not in text, f"{room} imports {later}"
-    for path in (ROOT / "rules").glob("*.py"):
-        for later in ("exporting", "capture", "roles", "twin", "lower", "explainer"):
-            assert f"from omenn_fx.{later} " not in path.read_text(), f"rules/{path.name} imports {later}"
+def modules() -> set[str]:
+    """Every module and every file beside one, by the path that it has in a wheel."""
+    found = set()
+    for folder, inside in ROOMS.items():
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".html", ".css"):
+                found.add(f"{inside}/{path.relative_to(ROOT / folder).as_posix()}")
+    return found
+
+
+def test_every_module_stands_on_its_floor():
+    """import-linter's contracts in pyproject.toml, over the package as it installs."""
+    done = subprocess.run([sys.executable, ".ci/house", "contracts"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_module_without_a_floor_is_found(tmp_path):
+    """And so is an import in a function, or for type checking alone, that runs back."""
+    house = tmp_path / "house"
+    for name in ROOMS:
+        shutil.copytree(ROOT / name, house / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", house)
+    (house / "omenn_fx" / "lost.py").write_text("")
+    with (house / "omenn_fx" / "errors.py").open("a") as file:
+        file.write("\n\ndef late():\n    import omenn_fx.target\n")
+    with (house / "rules" / "ops" / "folding.py").open("a") as file:
+        file.write("\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import omenn_fx.rules.sets.lrp\n")
+    command = [sys.executable, ".ci/house", "--root", str(house), "contracts"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "omenn_fx.errors -> omenn_fx.target" in said
+    assert "omenn_fx.rules.ops.folding -> omenn_fx.rules.sets.lrp" in said
+    assert "lost" in said

@@ -48,7 +48,8 @@ class Call:
     def shape(self, slot: Slot | str | None = None) -> Shape:
         """Shape of an operand; of the first content operand where none is named."""
         slot = self.content[0] if slot is None else Slot(slot) if isinstance(slot, str) else slot
-        return self.at(slot).shape
+        shape: Shape = self.at(slot).shape
+        return shape
 
     @property
     def x(self) -> Any:
@@ -99,7 +100,8 @@ class Bias:
 
     def dense(self, like: Tensor) -> Tensor:
         """b at every position of the result, of its shape and dtype."""
-        return torch.zeros_like(like) + self.broadcast(like.ndim)
+        dense: Tensor = torch.zeros_like(like) + self.broadcast(like.ndim)
+        return dense
 
 
 @dataclass(frozen=True)

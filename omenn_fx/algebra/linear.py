@@ -212,7 +212,9 @@ class Reduction(Linear):
         return value
 
     def apply(self, u: Tensor) -> Tensor:
-        return u.sum(self.dims, keepdim=self.keepdim) * self.scale if self.dims else u * self.scale
+        summed = u.sum(self.dims, keepdim=self.keepdim) if self.dims else u
+        scaled: Tensor = summed * self.scale
+        return scaled
 
     def transpose(self, g: Tensor) -> Tensor:
         return self.with_dims(g * self.scale).expand(tuple(self.operand))

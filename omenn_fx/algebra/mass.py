@@ -39,7 +39,8 @@ def spread(value: Tensor, source: Shape, target: Shape) -> Tensor:
     total = value.sum(tuple(range(lead, len(source)))) if lead < len(source) else value
     for _ in target[lead:]:
         total = total.unsqueeze(-1)
-    return (total / count).expand(tuple(target))
+    shared: Tensor = total / count
+    return shared.expand(tuple(target))
 
 
 def agree(first: Shape, second: Shape) -> int:
@@ -73,7 +74,8 @@ class Even:
         count: Any = 1
         for d in self.even:
             count = count * shape[d]
-        return (self.value / count).expand(tuple(shape))
+        shared: Tensor = self.value / count
+        return shared.expand(tuple(shape))
 
     def scaled(self, factor: float) -> Even:
         return Even(self.value * factor, self.even)

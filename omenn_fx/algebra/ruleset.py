@@ -140,10 +140,26 @@ class Table(MutableMapping[Op, Rule | None]):
     """
 
     def __init__(self, base: Mapping[Op, Rule | None] | None = None, reading: Reading | None = None):
-        self.own: dict[Op, Rule | None] = {}
+        self._own: dict[Op, Rule | None] = {}
         self.base = base if base is not None else {}
         self.reading = reading
         self._read: dict[Op, tuple[Rule, Rule | None]] = {}
+        self._load: Callable[[], object] | None = None
+
+    def filled_by(self, load: Callable[[], object]) -> None:
+        """Let `load` register the rules at the first use: importing all of them takes a while."""
+        self._load = load
+
+    def filled(self) -> None:
+        """All rules are there."""
+        self._load = None
+
+    @property
+    def own(self) -> dict[Op, Rule | None]:
+        """The rules of its own."""
+        if self._load is not None:
+            self._load()  # an import: the thread that makes it passes, any other waits until it is done
+        return self._own
 
     def __getitem__(self, op: Op) -> Rule | None:
         op = canonical(op)
@@ -191,7 +207,7 @@ class RuleSet:
 
     name: str
     doc: str = ""
-    table: MutableMapping[Op, Rule | None] = field(default_factory=Table)
+    table: Table = field(default_factory=Table)
     base: RuleSet | None = None
     lines: tuple[Line, ...] = ()
     same: frozenset[str] = frozenset()
@@ -217,7 +233,7 @@ class RuleSet:
     @property
     def own(self) -> MutableMapping[Op, Rule | None]:
         """The rules of its own, in front of those of its base."""
-        return self.table.own if isinstance(self.table, Table) else self.table
+        return self.table.own
 
     def says(self, op: Op) -> bool:
         """Whether its rule for an operator is another than that of the set that it is made from."""
@@ -234,7 +250,7 @@ class RuleSet:
             return rule_set, (self.name,)
         if named is not None and named.table is self.table:
             return _relined, (self.name, self.lines, self.same, self._traits())
-        plain = isinstance(self.table, Table) and self.table.reading is None
+        plain = self.table.reading is None
         if self.base is not None and plain and not self.own:
             return _derived, (self.base, self.name, self.doc, self.lines, self.same, self._traits())
         return super().__reduce__()
@@ -311,9 +327,15 @@ rule = omenn.register
 _SETS = {omenn.name: omenn}
 
 
+def _named() -> dict[str, RuleSet]:
+    """The rule sets that have a name; those of `omenn_fx.rules` get theirs when the table of `omenn` is filled."""
+    assert omenn.own is not None
+    return _SETS
+
+
 def name_set(rules: RuleSet) -> RuleSet:
     """Make a rule set known by its name. Raises ValueError where the name is taken."""
-    if rules.name in _SETS:
+    if rules.name in _named():
         raise ValueError(f"there is already a rule set '{rules.name}'")
     _SETS[rules.name] = rules
     return rules
@@ -321,13 +343,13 @@ def name_set(rules: RuleSet) -> RuleSet:
 
 def rule_sets() -> list[str]:
     """The names of all rule sets that have one, in order."""
-    return sorted(_SETS)
+    return sorted(_named())
 
 
 def rule_set(name: str | RuleSet) -> RuleSet:
     """The rule set of a name. Raises ValueError naming those that exist."""
     if isinstance(name, RuleSet):
         return name
-    if name not in _SETS:
+    if name not in _named():
         raise ValueError(f"there is no rule set '{name}'; known: {', '.join(rule_sets())}")
     return _SETS[name]

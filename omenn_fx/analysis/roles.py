@@ -10,9 +10,8 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import networkx as nx
 import torch
 from torch import fx
 
@@ -23,6 +22,9 @@ from omenn_fx.analysis.probe import depends_on_content
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.nodes import bind, is_value, place_of, producer, read_by, slots_of, value_of
 from omenn_fx.errors import InputError, NoContentError, UnsupportedOpError
+
+if TYPE_CHECKING:
+    import networkx as nx  # imported where a graph is walked: importing omenn_fx should cost little
 
 
 class Role(str, Enum):
@@ -172,6 +174,8 @@ class _Tagger:
 
     def _reached(self) -> set[fx.Node]:
         """Values that an explained input reaches in any way."""
+        import networkx as nx
+
         edges = self._edges()
         live: set[fx.Node] = set()
         for source in self.sources.values():
@@ -180,6 +184,8 @@ class _Tagger:
 
     def _edges(self) -> nx.DiGraph:
         """Operand -> result, where the operand's values reach the result."""
+        import networkx as nx
+
         edges = nx.DiGraph()
         edges.add_nodes_from(self.sources.values())
         for node in self.captured.graph.nodes:
@@ -267,6 +273,8 @@ class _Tagger:
         return self._gates[node]
 
     def _no_content(self) -> NoContentError:
+        import networkx as nx
+
         inputs = ", ".join(self.sources) or "no input"
         if self.output not in self.live:
             return NoContentError(f"the explained output '{self.output.name}' does not depend on {inputs} at all")

@@ -14,7 +14,6 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.analysis.endpoints import Explain, Output
 from omenn_fx.analysis.plan import Plan, Request, make_plan

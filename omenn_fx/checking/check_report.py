@@ -7,17 +7,16 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import networkx as nx
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from omenn_fx._version import __version__
 from omenn_fx.checking.graph_picture import svg
 from omenn_fx.checking.verdict import COLOURS, NOWHERE, PROBLEMS, WARNINGS, Finding, NodeVerdict, Verdict
+
+if TYPE_CHECKING:  # imported where a report is shown: importing omenn_fx should cost little
+    import networkx as nx
+    from rich.console import Group
+    from rich.table import Table
 
 SARIF = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
@@ -56,6 +55,9 @@ class CheckReport:
     # For people ------------------------------------------------------------------------------------------------------
 
     def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
         head = Text.assemble(
             (self.model, "bold"), ": ", ("supported", "green") if self.supported else ("not supported", "bold red")
         )
@@ -68,6 +70,10 @@ class CheckReport:
         return Group(*parts)
 
     def _table(self) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("verdict", "nodes", "operators"):
             table.add_column(name, justify="right" if name == "nodes" else "left")
@@ -86,6 +92,8 @@ class CheckReport:
         return table
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         text = io.StringIO()
         Console(file=text, width=120, color_system=None).print(self)
         return text.getvalue().rstrip()
@@ -128,6 +136,8 @@ class CheckReport:
 
     def to_networkx(self) -> nx.DiGraph:
         """Operand -> result; nodes have op, module, verdict, reason, file and line."""
+        import networkx as nx
+
         graph = nx.DiGraph()
         for node in self.nodes:
             graph.add_node(node.name, **{**asdict(node), "verdict": node.verdict.value})

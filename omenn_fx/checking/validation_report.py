@@ -10,16 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
-
 from omenn_fx._version import __version__
 from omenn_fx.errors import Place
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where a report is shown: importing omenn_fx should cost little
     from matplotlib.figure import Figure
+    from rich.console import Group
 
 AT_NODES = ("node", "linear", "transpose", "mass")
 MEANING = {
@@ -110,6 +106,11 @@ class ValidationReport:
     # For people ------------------------------------------------------------------------------------------------------
 
     def __rich__(self) -> Group:
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
         state = Text("valid", style="green") if self.ok else Text("NOT VALID", style="bold red")
         head = Text.assemble(state, f": {len(self.nodes)} nodes in {self.dtype}")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -129,6 +130,8 @@ class ValidationReport:
         return Group(head, table, *lines, *([Text(f"and {more} more")] if more > 0 else []))
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         text = io.StringIO()
         Console(file=text, width=120, color_system=None).print(self)
         return text.getvalue().rstrip()

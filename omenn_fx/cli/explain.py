@@ -1,4 +1,4 @@
-"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`; cli_check and cli_export have the others."""
+"""The command line: `omenn-fx explain MODEL --image FILE --out DIR`; `cli.check` and `cli.export` have the others."""
 
 from __future__ import annotations
 
@@ -139,8 +139,7 @@ def explain_images(
         loaded: the model with its preprocessing and class names (sources.load makes one).
         files: image files.
         out: a folder, made where it is missing. A picture is named after its image.
-        target: as of Explainer.
-        rules, bias: the rule set and the bias policy.
+        target, rules, bias: what is explained and how, as `transform` and `Explainer` take them.
         report: an HTML page about all images (see omenn_fx.report.write), which also validates each; None: none.
         display: how the maps of both are drawn. Default: `omenn_fx.visualize.Display.default`.
         console: where to print. Default: standard output.
@@ -149,38 +148,55 @@ def explain_images(
         The paths of the pictures, in the order of `files`.
 
     Raises:
-        InputError: a file is no image, or `out` is no folder.
-        OmennError: the model cannot be captured or explained, or has no such target.
+        OmennError: a file is no image, `out` is no folder, the model cannot be explained, or has no such target.
     """
     console = console or Console()
-    opened = [open_image(file) for file in files]  # all of them first: a wrong name should not cost a capture
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder '{out}' cannot be made: {error}") from error
-    paths = _paths(files, out)
+    # All images first: a wrong name should not cost a capture.
+    batches = [loaded.preprocess(open_image(file)).to(loaded.dtype) for file in files]
+    paths = _paths(files, _made(out))
     completeness: list[float] = []
     with _progress(console) as progress:
         task = progress.add_task("capturing the model", total=len(files))
-        batches = [loaded.preprocess(image).to(loaded.dtype) for image in opened]
         explainer = omenn_fx.transform(loaded.model, batches[0], rules=rules, bias=bias)
         page = Report(loaded, explainer, target, display=display)
         for file, x, path in zip(files, batches, paths, strict=True):
             progress.update(task, description=f"explaining {file.name}")
             explanation = explainer(x, target=target if report is None else page.target)
-            at = _shown(explanation)
-            name = class_name(loaded.classes, explanation, int(explanation.target[at]))
-            picture(loaded.preprocess.undo(x[0]), explanation, at, path, file.name, name, display=display)
-            console.print(table(explanation, file.name, loaded.classes))
-            completeness.append(float(explanation.completeness_error[at]))
+            completeness.append(_show(loaded, explanation, x, file.name, path, display, console))
             if report is not None:
                 progress.update(task, description=f"validating {file.name} for the report")
                 page.add(file.name, x, explanation)
             progress.advance(task)
-        if report is not None:
-            page.write(report)
+    if report is not None:
+        page.write(report)
     console.print(_closing(paths, out, largest(completeness), report), soft_wrap=True)
     return paths
+
+
+def _made(folder: Path) -> Path:
+    """The folder, made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder '{folder}' cannot be made: {error}") from error
+    return folder
+
+
+def _show(
+    loaded: Loaded,
+    explanation: Explanation,
+    x: torch.Tensor,
+    title: str,
+    path: Path,
+    display: Display | None,
+    console: Console,
+) -> float:
+    """Write the picture of one image and print its table; the completeness error of what both show."""
+    at = _shown(explanation)
+    name = class_name(loaded.classes, explanation, int(explanation.target[at]))
+    picture(loaded.preprocess.undo(x[0]), explanation, at, path, title, name, display=display)
+    console.print(table(explanation, title, loaded.classes))
+    return float(explanation.completeness_error[at])
 
 
 def table(explanation: Explanation, title: str, classes: Sequence[str] | None = None) -> Table:

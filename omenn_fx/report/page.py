@@ -73,7 +73,7 @@ def write(
 
 
 class Report:
-    """What `write` does, image by image, for who explains them anyway.
+    """What `write` does, image by image, for callers who already have explanations.
 
     Args:
         loaded, explainer, target, classes, display: as of `write`.
