@@ -72,7 +72,11 @@ class Deployed(nn.Module):
         leaves = [next(given) if t else c for t, c in zip(self.tensors, self.constants, strict=True)]
         chosen = next(given, None)
         explanation = self.runnable.explain(leaves, lambda rows: self._positions(rows, chosen))
-        whole = {"logits": explanation.outputs, "target": explanation.target, "bias": explanation.bias.shares}
+        whole: dict[str, Any] = {
+            "logits": explanation.outputs,
+            "target": explanation.target,
+            "bias": explanation.bias.shares,
+        }
         parts: Any = explanation.inputs.values()
         return tuple(
             tensor

@@ -44,7 +44,7 @@ def optimised(
     more: Callable[[fx.GraphModule], fx.GraphModule] | None = None,
 ) -> ExportedProgram:
     """Export as `export_at` does, run the passes and then `more`. Raises ExportError where that fixed a free size."""
-    graph: Any = optimize(export_at(module, example, batch, free).module())  # type: ignore[arg-type]
+    graph: Any = optimize(export_at(module, example, batch, free).module())
     traced = export_at(write_out(graph if more is None else more(graph)), example, batch, free)
     fixed = fixed_sizes(traced, free) or ("the batch" if batch is not None and batch_symbol(traced) is None else "")
     if fixed:

@@ -134,7 +134,10 @@ class Explainer(nn.Module):
 
     def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
-        return torch.compiler.disable(self._prepare)(*args, **kwargs)  # as a decorator it would import torch._dynamo
+        explainer: Explainer = torch.compiler.disable(self._prepare)(
+            *args, **kwargs
+        )  # a decorator imports torch._dynamo
+        return explainer
 
     def _prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         leaves = pytree.tree_leaves((args, kwargs))
@@ -176,7 +179,7 @@ class Explainer(nn.Module):
         """`.to`, `.double`, `.cuda`: the model moves, and is captured anew at the next call."""
         if self._exported is not None:
             raise OmennError("an exported program keeps its dtype and device; transform the model itself to move it")
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._programs.clear()
         self._current = None
         return self
@@ -257,8 +260,11 @@ class Explainer(nn.Module):
             result = tensors_only(self.model(*args, **kwargs))  # as at capture
         leaves = pytree.tree_leaves(result)
         if program.tagged.output not in captured.outputs:  # a node inside of the model
-            return Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[program.tagged.output]
-        value = leaves[captured.outputs.index(program.tagged.output)]
+            inside: Tensor = Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[
+                program.tagged.output
+            ]
+            return inside
+        value: Tensor = leaves[captured.outputs.index(program.tagged.output)]
         return value if self.request.batched else value[None]
 
     # Leaving the process ------------------------------------------------------------------------------------------
@@ -327,7 +333,7 @@ class Explainer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Explainers that earlier versions pickled keep the bias policy beside the request."""
         bias = state.pop("bias", None)
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if bias is not None:
             self.request = replace(self.request, bias=bias)
 

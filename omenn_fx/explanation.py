@@ -185,13 +185,13 @@ class Explanation:
     @property
     def sum(self) -> Tensor:
         """sum(C) over all explained inputs (plus the bias shares that were not carried there): equals `value`."""
-        total: Any = sum(self._sum(i.C) for i in self.inputs.values())
+        total: Tensor = sum((self._sum(i.C) for i in self.inputs.values()), torch.zeros_like(self.value))
         return total + self.bias.remainder if self.bias.kept else total
 
     @property
     def scale(self) -> Tensor:
         """S = sum |C_w * X| + sum over nodes of |bias share|: the size of what is added up."""
-        total: Any = sum(self._sum(i.magnitude) for i in self.inputs.values())
+        total: Tensor = sum((self._sum(i.magnitude) for i in self.inputs.values()), torch.zeros_like(self.value))
         return total + self.bias.magnitude
 
     @property

@@ -130,7 +130,8 @@ def zeros_between(g: Tensor, stride: list[int]) -> Tensor:
 def pointwise_adjoint(g: Tensor, weight: Tensor) -> Tensor:
     """The transpose of a convolution with a kernel of 1 and no stride: a matrix over the channels of every sample."""
     matrix = weight.flatten(1).t().expand(g.shape[0], -1, -1)
-    return torch.bmm(matrix, g.flatten(2)).unflatten(2, list(g.shape[2:]))
+    moved: Tensor = torch.bmm(matrix, g.flatten(2)).unflatten(2, list(g.shape[2:]))
+    return moved
 
 
 @composite

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from omenn_fx.algebra.linear import Cast, Chain
 from omenn_fx.algebra.rows import Rows
 
 Tensor = torch.Tensor
+F = TypeVar("F", bound=Form)
 Reference = float | tuple[float, ...] | Tensor
 
 
@@ -258,7 +259,7 @@ class RuleSet:
     def _traits(self) -> dict[str, Any]:
         return {"folds_norms": self.folds_norms, "reference": self.reference}
 
-    def register(self, *ops: Op, content: str | tuple[str, ...] | None = None, **traits: Any) -> Callable[[Form], Form]:
+    def register(self, *ops: Op, content: str | tuple[str, ...] | None = None, **traits: Any) -> Callable[[F], F]:
         """Decorator: the form of one or more operators, a function `Call -> W`, `(W, b)` or `Affine`.
 
         Args:
@@ -273,7 +274,7 @@ class RuleSet:
             ValueError: one already has a rule, has several overloads, or no operand of that name.
         """
 
-        def decorate(form: Form) -> Form:
+        def decorate(form: F) -> F:
             made = {name: traits[name](form) for name in ("derivative", "difference") if callable(traits.get(name))}
             for op in map(overload, ops):
                 self.add(Rule(op, form, _operands(op, content), **traits | made))

@@ -154,7 +154,8 @@ def own_inputs(source: nn.Module | ExportedProgram) -> tuple[tuple[Any, ...], di
     if isinstance(source, ExportedProgram):
         if source.example_inputs is None:
             raise InputError("the exported program holds no example inputs: give example_inputs")
-        return source.example_inputs
+        args, kwargs = source.example_inputs
+        return args, kwargs
     config: Any = getattr(source, "config", None)
     if getattr(source, "main_input_name", None) == "pixel_values" and hasattr(config, "image_size"):
         size = config.image_size if isinstance(config.image_size, (tuple, list)) else [config.image_size] * 2
@@ -179,4 +180,5 @@ def _on_the_models_device(source: Any, args: Any, kwargs: Any) -> tuple[Any, Any
     def moved(leaf: Any) -> Any:
         return leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf
 
-    return pytree.tree_map(moved, (args, kwargs))
+    args, kwargs = pytree.tree_map(moved, (args, kwargs))
+    return args, kwargs

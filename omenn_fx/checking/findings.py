@@ -187,7 +187,7 @@ def _by_constants(node: fx.Node, content: fx.Node, tagged: Tagged) -> bool:
 
 def _per_channel(node: fx.Node) -> bool:
     """A number, or one for each channel: not a table of positions."""
-    return sum(size != 1 for size in value_of(node).shape) <= 1
+    return len([size for size in value_of(node).shape if size != 1]) <= 1
 
 
 def _stand_ins(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
