@@ -80,7 +80,7 @@ def _comparisons(editor: Editor) -> list[tuple[Any, Any]]:
         if test.target is not aten.gt.Scalar or test.args[1] != 0:
             continue
         x = test.args[0]
-        if x.target in _RELUS or any(user.target is aten.relu.default for user in x.users):
+        if x.target in _RELUS or (x.op != "placeholder" and any(u.target is aten.relu.default for u in x.users)):
             found.append((node, x))
     return found
 

@@ -12,7 +12,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -83,7 +82,7 @@ def gelu_ratio(x: Tensor, approximate: str) -> Tensor:
 
 @composite
 def repaired_quotient(difference: Tensor, x: Tensor, slope: float) -> Tensor:
-    """difference / x, and `slope` where both are 0; neither is infinite."""
+    """difference / x, and `slope` where x is 0; everywhere else the quotient is finite."""
     return torch.nan_to_num(difference / x, nan=slope, posinf=slope, neginf=slope)
 
 
@@ -110,8 +109,10 @@ def phases(x: Tensor, blocks: list[int], stride: list[int]) -> list[Tensor]:
     """
     n, lead = len(stride), x.ndim - len(stride)
     split = x.reshape([*x.shape[:lead], *(v for pair in zip(blocks, stride, strict=True) for v in pair)])
-    split = split.permute([*range(lead + 1, lead + 2 * n, 2), *range(lead), *range(lead, lead + 2 * n, 2)])
-    return [split[phase] for phase in product(*(range(s) for s in stride))]
+    parts = [split.permute([*range(lead + 1, lead + 2 * n, 2), *range(lead), *range(lead, lead + 2 * n, 2)])]
+    for s in stride:
+        parts = [part[i] for part in parts for i in range(s)]
+    return parts
 
 
 @composite
