@@ -97,7 +97,7 @@ class Sample:
     seed: int = 0
 
     def operands(self, dtype: torch.dtype) -> dict[str, Any]:
-        """The operands by their schema names, defaults filled in, as `omenn_fx.capture.nodes.bind` finds them in a graph."""
+        """The operands by their schema names, defaults filled in, as `capture.nodes.bind` finds them in a graph."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def make(value: Any) -> Any:
