@@ -4,15 +4,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+PIP = $(BIN)/python -m pip install --quiet -c $(CONSTRAINTS)
 
-.PHONY: demo test docs lint lint-ruff lint-format lint-types map format clean
+# Which torch, and the torchvision that was built for it. make test-versions asks for others, with their constraints.
+TORCH := 2.13.0
+TORCHVISION := 0.28.0
+CONSTRAINTS := constraints.txt
+
+.PHONY: demo test test-versions docs lint lint-ruff lint-format lint-types map format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --out demo-output
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# Each version of Python and torch in an environment of its own, with the fast tests and the coverage sample: hours.
+# Interpreters that are not on PATH: make test-versions VERSIONS='--python /opt/python3.13/bin/python3'
+test-versions: $(VENV)/.dev
+	$(BIN)/python benchmarks/versions.py $(VERSIONS)
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -45,13 +55,13 @@ clean:
 # torch comes first and alone, so that nothing after it can ask for another build. torchvision, timm and silero-vad come
 # without their dependencies for the same reason, and quantus, zennit and lxt too; what they import stands beside them (of
 # silero-vad only its weights are read). A browser for the tests that look at pages comes from npm, where there is one.
-$(VENV)/.base: constraints.txt
+$(VENV)/.base: $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "omenn-fx needs Python >= 3.11, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch==2.13.0
-	$(PIP) --no-deps torchvision==0.28.0 timm==1.0.31 silero-vad==6.2.3 quantus==0.6.0 zennit==0.5.1 lxt==2.1
+	$(PIP) torch==$(TORCH)
+	$(PIP) --no-deps torchvision==$(TORCHVISION) timm==1.0.31 silero-vad==6.2.3 quantus==0.6.0 zennit==0.5.1 lxt==2.1
 	$(PIP) pyyaml huggingface_hub safetensors pillow numpy
 	touch $@
 

@@ -22,6 +22,7 @@ import coverage  # noqa: E402
 import faithfulness  # noqa: E402
 import funnybirds  # noqa: E402
 import growth  # noqa: E402
+import versions  # noqa: E402
 from judge.bootstrap import difference  # noqa: E402
 from zoo import rule_sets  # noqa: E402
 
@@ -171,6 +172,7 @@ SHOWN: dict[str, Callable[[Result, Sheet], None]] = {
     "trained": show_trained,
     "growth": show_growth,
     "check": check.show,
+    "versions": versions.show,
     "faithfulness": show_faithfulness,
     "funnybirds": show_funnybirds,
 }

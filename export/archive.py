@@ -15,18 +15,18 @@ from torch.export import ExportedProgram
 from omenn_fx._version import __version__
 from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.errors import ExportError, InputError
-from omenn_fx.explainer import Explainer
-from omenn_fx.explanation import Explanation, assembled
+from omenn_fx.explanation import Explanation
 from omenn_fx.export.deployed import inputs_of_call
 from omenn_fx.export.program import to_program
 from omenn_fx.graph.build import COTANGENT, split
-from omenn_fx.target import Target, resolve
+from omenn_fx.program import Live, Runnable
+from omenn_fx.target import Target
 
 Tensor = torch.Tensor
 NOTES = "omenn_fx.json"
 
 
-def save(explainer: Explainer, path: str | Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Write an explainer, at example inputs. See `Explainer.save`."""
     path = Path(path)
     if path.suffix != ".pt2":
@@ -43,8 +43,8 @@ def save(explainer: Explainer, path: str | Path, args: tuple[Any, ...], kwargs: 
         "constants": [None if t else n.meta["val"] for n, t in zip(captured.captured.inputs, tensors, strict=True)],
         "tensors": tensors,
         "explained": captured.names,
-        "biased": captured.graph_module.meta["biased"],
-        "kept": captured.graph_module.meta["kept"],
+        "biased": captured.runnable.biased,
+        "kept": captured.runnable.kept,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path, extra_files={NOTES: json.dumps(notes)})
@@ -81,7 +81,8 @@ class SavedExplainer:
         self.inputs: list[str] = notes["inputs"]
         module = explainer_graph_of(program)
         self._sizes = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
-        self._halves = split(module)
+        names, biased, kept, batched = (notes[key] for key in ("explained", "biased", "kept", "batched"))
+        self._runnable = Runnable(split(module), names, biased, kept, batched)
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor, target: Target = None, **named: Tensor) -> Explanation:
@@ -100,14 +101,7 @@ class SavedExplainer:
         kinds = zip(self.notes["tensors"], self.notes["constants"], strict=True)
         leaves = [next(tensors) if tensor else constant for tensor, constant in kinds]
         self._check(given)
-        batched = self.notes["batched"]
-        outputs, residuals = self._halves.forward(*leaves)
-        outputs = outputs if batched else outputs[None]
-        resolved = resolve(target, outputs)
-        cotangents = [g if batched else g[0] for g in resolved.cotangents(outputs)]
-        results = self._halves.each(cotangents, residuals)
-        names, biased, kept = (self.notes[key] for key in ("explained", "biased", "kept"))
-        return assembled(outputs, resolved, results, names, biased, kept, batched)
+        return self._runnable.explain(leaves, target)
 
     def _check(self, given: list[Tensor]) -> None:
         wanted = [value for value in self._sizes[:-1] if isinstance(value, Tensor)]

@@ -10,8 +10,7 @@ from torch import nn
 
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import InputError, OutputError, TargetError
-from omenn_fx.explainer import Program
-from omenn_fx.explanation import assembled
+from omenn_fx.program import Program
 from omenn_fx.target import Positions, resolve
 
 Tensor = torch.Tensor
@@ -26,22 +25,20 @@ class Deployed(nn.Module):
     row's largest), an int, or a list of ints (T targets at once: tensors [N, T, ...]).
     """
 
-    def __init__(self, program: Program, batched: bool, leaves: Sequence[Any], outputs: Sequence[str], target: Any):
+    def __init__(self, program: Program, leaves: Sequence[Any], outputs: Sequence[str], target: Any):
         super().__init__()
-        self.halves = program.halves
-        self.biased: list[str] = program.graph_module.meta["biased"]
-        self.kept: list[str] = program.graph_module.meta["kept"]
+        self.runnable = program.runnable
         self.inputs = [n.name for n, v in zip(program.captured.inputs, leaves, strict=True) if isinstance(v, Tensor)]
         self.constants = [None if isinstance(v, Tensor) else v for v in leaves]
         self.tensors = [isinstance(v, Tensor) for v in leaves]
-        self.sources, self.batched, self.target = program.names, batched, target
+        self.target = target
         self.outputs = list(outputs if "logits" in outputs else ("logits", *outputs))
         unknown = [o for o in outputs if o not in OUTPUTS]
         if unknown:
             raise OutputError(f"outputs {', '.join(map(repr, unknown))}: a file can hold {', '.join(OUTPUTS)}")
         if "C_b" in outputs and "C_b" not in self._parts(program):
             raise OutputError("this explainer makes no C_b: transform with bias='carrier' or 'contribution'")
-        if "bias" in outputs and not self.biased:
+        if "bias" in outputs and not self.runnable.biased:
             self.outputs.remove("bias")  # the model has none
         if not (target in ("input", "top1") if isinstance(target, str) else isinstance(target, (int, list, tuple))):
             raise TargetError(f"target={target!r}: an exported target is 'input', 'top1', an int or a list of ints")
@@ -62,7 +59,8 @@ class Deployed(nn.Module):
     @property
     def names(self) -> list[str]:
         """The names of the results: "C" for one explained input, "C.name" for each of several."""
-        per_input = [s if len(self.sources) > 1 else "" for s in self.sources]
+        explained = self.runnable.names
+        per_input = [s if len(explained) > 1 else "" for s in explained]
         return [
             f"{output}.{source}" if source else output
             for output in self.outputs
@@ -72,13 +70,9 @@ class Deployed(nn.Module):
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         given = iter(values)
         leaves = [next(given) if t else c for t, c in zip(self.tensors, self.constants, strict=True)]
-        outputs, residuals = self.halves.forward(*leaves)
-        rows = outputs if self.batched else outputs[None]
-        positions = self._positions(rows, next(given, None))
-        cotangents = [g if self.batched else g[0] for g in positions.cotangents(rows)]
-        results = self.halves.each(cotangents, residuals)
-        explanation = assembled(rows, positions, results, self.sources, self.biased, self.kept, self.batched)
-        whole = {"logits": rows, "target": positions.target, "bias": explanation.bias.shares}
+        chosen = next(given, None)
+        explanation = self.runnable.explain(leaves, lambda rows: self._positions(rows, chosen))
+        whole = {"logits": explanation.outputs, "target": explanation.target, "bias": explanation.bias.shares}
         parts: Any = explanation.inputs.values()
         return tuple(
             tensor
@@ -97,7 +91,7 @@ class Deployed(nn.Module):
 
     def of_call(self, leaves: Sequence[Any]) -> Any:
         """The target that is explained, as of a call with these inputs."""
-        return target_of_call(self.target, (batch_size(leaves) or 1) if self.batched else 1)
+        return target_of_call(self.target, (batch_size(leaves) or 1) if self.runnable.batched else 1)
 
 
 def inputs_of_call(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

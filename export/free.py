@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import fx, nn
+from torch import nn
 
-from omenn_fx.capture.nodes import place_of, producer
 from omenn_fx.capture.sizes import FREE_SIZES, free_dims
-from omenn_fx.errors import CaptureError, ExportError, OmennError
-from omenn_fx.explainer import Explainer
+from omenn_fx.errors import CaptureError, ExportError, NodeError
+from omenn_fx.program import Live
 
 Tensor = torch.Tensor
 
 
-def freed(explainer: Explainer, args: Any, kwargs: Any, dynamic: Sequence[str]) -> Explainer:
+def freed(explainer: Live, args: Any, kwargs: Any, dynamic: Sequence[str]) -> Live:
     """An explainer of the same model with these sizes free; the same one where that is the batch at most.
 
     Raises:
@@ -33,17 +31,12 @@ def freed(explainer: Explainer, args: Any, kwargs: Any, dynamic: Sequence[str]) 
     if explainer.model is None:
         raise ExportError(f"{what}: an exported program keeps its sizes, transform the model itself")
     own = explainer.request
-    other = Explainer(explainer.model, bias=explainer.bias)
-    other.request = replace(own, free=sizes, dynamic_batch=own.dynamic_batch and "batch" in dynamic)
+    free_batch = own.dynamic_batch and "batch" in dynamic
+    other = explainer.with_request(replace(own, free=sizes, dynamic_batch=free_batch))
     try:
         other.prepare(*args, **kwargs)
-    except OmennError:
-        raise
-    except Exception as error:
-        node = next(_nodes_of_frames(error), None)
-        if node is None:
-            raise
-        place = place_of(producer(node)[0])
+    except NodeError as error:
+        (place,) = error.places
         raise ExportError(f"{what}: the rule of this operator needs its sizes as numbers.\n  at {place}") from error
     _try_another_size(explainer.model, args, kwargs, sizes, what)
     return other
@@ -57,14 +50,6 @@ def _try_another_size(model: nn.Module, args: Any, kwargs: Any, sizes: Sequence[
             model(*longer[0], **longer[1])
     except Exception as error:
         raise CaptureError(f"{what}: the model fails at one more: {str(error).splitlines()[0][:200]}") from error
-
-
-def _nodes_of_frames(error: Exception) -> Iterator[fx.Node]:
-    """The nodes that were worked on when an error was raised, innermost first."""
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        node = frame.f_locals.get("node")
-        if isinstance(node, fx.Node):
-            yield node
 
 
 def one_more(args: Any, kwargs: Any, rows: int | None, free: Sequence[str]) -> tuple[Any, Any]:

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
 from omenn_fx.capture.sizes import FREE_SIZES, hint
 from omenn_fx.capture.torch_export import quiet
+from omenn_fx.compat import FakeTensor
 from omenn_fx.errors import ExportError, OmennError
-from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.free import freed, name_sizes
 from omenn_fx.export.passes.onnxruntime_layout import for_onnxruntime
 from omenn_fx.export.program import optimised
 from omenn_fx.export.verify import Proof, prove
+from omenn_fx.program import Live
 
 Tensor = torch.Tensor
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # onnxruntime convolves no float64
@@ -53,7 +53,7 @@ class OnnxFile:
 
 
 def to_onnx(
-    explainer: Explainer,
+    explainer: Live,
     path: str | Path,
     inputs: tuple[Any, ...] = (),
     *,
@@ -77,7 +77,7 @@ def to_onnx(
     explainer, args, kwargs = _in_dtype(explainer, args, kwargs, DTYPES[dtype])
     explainer = freed(explainer, args, kwargs, dynamic)
     program, leaves = explainer.program_for(args, kwargs)
-    deployed = Deployed(program, explainer.request.batched, leaves, outputs, target)
+    deployed = Deployed(program, leaves, outputs, target)
     rows = explainer(*args, **kwargs, target=deployed.of_call(leaves)).outputs  # raises TargetError now
     example = [v for v in leaves if isinstance(v, Tensor)]
     if deployed.takes_target:
@@ -144,7 +144,7 @@ def _untranslated(error: Exception) -> str:
     return f"torch.onnx could not translate the explainer: {causes[-1][:400]}"
 
 
-def _examples(explainer: Explainer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _examples(explainer: Live, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """The inputs given, or random ones like those captured."""
     if args or kwargs:
         return args, kwargs
@@ -162,7 +162,7 @@ def _random(value: Any) -> Any:
     return torch.ones(shape, dtype=value.dtype)
 
 
-def _in_dtype(explainer: Explainer, args: Any, kwargs: Any, dtype: torch.dtype) -> tuple[Explainer, Any, Any]:
+def _in_dtype(explainer: Live, args: Any, kwargs: Any, dtype: torch.dtype) -> tuple[Live, Any, Any]:
     """An explainer of the model in another dtype, with its inputs; the same one where it has that dtype."""
 
     def cast(value: Any) -> Any:
@@ -178,7 +178,7 @@ def _in_dtype(explainer: Explainer, args: Any, kwargs: Any, dtype: torch.dtype) 
     return explainer.converted(dtype, "cpu"), args, kwargs
 
 
-def _description(explainer: Explainer, deployed: Deployed, free: bool) -> dict[str, str]:
+def _description(explainer: Live, deployed: Deployed, free: bool) -> dict[str, str]:
     model = explainer.model
     return {
         "version": __version__,
@@ -186,11 +186,11 @@ def _description(explainer: Explainer, deployed: Deployed, free: bool) -> dict[s
         "rules": explainer.request.rules.name,
         "bias": explainer.bias,
         "target": deployed.target if isinstance(deployed.target, str) else json.dumps(deployed.target),
-        "explained": json.dumps(deployed.sources),
+        "explained": json.dumps(deployed.runnable.names),
         "inputs": json.dumps(deployed.inputs),
-        "biased": json.dumps(deployed.biased),
-        "kept": json.dumps(deployed.kept),
-        "batched": "yes" if deployed.batched else "no",
+        "biased": json.dumps(deployed.runnable.biased),
+        "kept": json.dumps(deployed.runnable.kept),
+        "batched": "yes" if deployed.runnable.batched else "no",
         "dynamic": json.dumps([*(["batch"] if free else []), *explainer.request.free]),
         "model": type(model).__name__ if model is not None else "ExportedProgram",
         "weights_sha256": "" if model is None else weights_hash(model),

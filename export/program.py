@@ -9,14 +9,15 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from omenn_fx.algebra.composites import kept
 from omenn_fx.capture.sizes import batch_symbol, fixed_sizes, free_dims
 from omenn_fx.capture.torch_export import quiet
 from omenn_fx.errors import ExportError
-from omenn_fx.explainer import Explainer
-from omenn_fx.export.passes.optimize import optimize
+from omenn_fx.export.passes.optimize import optimize, write_out
+from omenn_fx.program import Live
 
 
-def to_program(explainer: Explainer, *args: Any, **kwargs: Any) -> ExportedProgram:
+def to_program(explainer: Live, *args: Any, **kwargs: Any) -> ExportedProgram:
     """Export model and explanation as one program, at example inputs.
 
     The program takes the leaves of (args, kwargs) and a cotangent of the explained output's shape (one-hot for one
@@ -44,7 +45,7 @@ def optimised(
 ) -> ExportedProgram:
     """Export as `export_at` does, run the passes and then `more`. Raises ExportError where that fixed a free size."""
     graph: Any = optimize(export_at(module, example, batch, free).module())  # type: ignore[arg-type]
-    traced = export_at(graph if more is None else more(graph), example, batch, free)
+    traced = export_at(write_out(graph if more is None else more(graph)), example, batch, free)
     fixed = fixed_sizes(traced, free) or ("the batch" if batch is not None and batch_symbol(traced) is None else "")
     if fixed:
         raise ExportError(
@@ -59,6 +60,7 @@ def export_at(
 ) -> ExportedProgram:
     """Export a module at example inputs; with a batch size, dimension 0 of the inputs of that size stays free.
 
+    Composites stay operators, for the passes.
     `free` names other sizes that stay free (`exporting.FREE_SIZES`).
     """
     example = [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in example]
@@ -73,7 +75,7 @@ def export_at(
         dims += free_dims(t, free)
         if dims:
             shapes[t] = dict.fromkeys(dims, Dim.AUTO)
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), kept():
         return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from onnxscript import opset18
-from torch._decomp.decompositions import lstm_impl
 from torch.export import ExportedProgram
+
+from omenn_fx.compat import lstm_decomposition
 
 op: Any = opset18  # its own types do not compose
 INT64, BOOL = 7, 9  # onnx.TensorProto
@@ -74,4 +75,4 @@ def without_projections(program: ExportedProgram) -> ExportedProgram:
     states = [[v.meta["val"] for v in n.args[1]] for n in program.graph.nodes if n.target is op]
     if all(h.shape[-1] == c.shape[-1] for h, c in states):
         return program
-    return program.run_decompositions({op: lstm_impl})
+    return program.run_decompositions({op: lstm_decomposition()})

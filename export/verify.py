@@ -15,12 +15,13 @@ from torch.export import ExportedProgram
 
 from omenn_fx.capture.nodes import bind
 from omenn_fx.capture.sizes import batch_size
+from omenn_fx.compat import OpOverload
 from omenn_fx.errors import ExportError, OmennError, ParityError
-from omenn_fx.explainer import Explainer
 from omenn_fx.export.deployed import Deployed
 from omenn_fx.export.free import one_more
 from omenn_fx.export.nodes import compare
 from omenn_fx.export.runtime import OnnxExplainer, load
+from omenn_fx.program import Live
 from omenn_fx.target import Positions
 
 Tensor = torch.Tensor
@@ -52,7 +53,7 @@ class Proof:
 
 
 def prove(
-    path: Path, explainer: Explainer, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed, free: bool
+    path: Path, explainer: Live, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed, free: bool
 ) -> Proof:
     """Compare on the given inputs and on random ones. Raises ParityError with the first node that differs."""
     with _refusals():
@@ -116,7 +117,7 @@ def _disturbed(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def _compared(
-    session: OnnxExplainer, explainer: Explainer, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed
+    session: OnnxExplainer, explainer: Live, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed
 ) -> Proof:
     """onnxruntime's results on some inputs. Its completeness is known where the file holds all of the sum."""
     _, leaves = explainer.program_for(args, kwargs)
@@ -175,7 +176,7 @@ def _draws(traced: ExportedProgram) -> bool:
 def _is_random(node: fx.Node) -> bool:
     """Attention and recurrent layers draw numbers for their dropout alone."""
     op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
+    if not isinstance(op, OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
         return False
     values = bind(node)
     return bool(values.get("train", True)) and values.get("dropout_p", 1.0) != 0.0

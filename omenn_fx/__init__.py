@@ -10,12 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omenn_fx import _moved
 from omenn_fx._version import __version__
 from omenn_fx.algebra.ruleset import omenn
 from omenn_fx.checking.check import check
-from omenn_fx.checking.check_report import CheckReport, NodeVerdict, Verdict
-from omenn_fx.checking.validate import NodeError
+from omenn_fx.checking.check_report import CheckReport
 from omenn_fx.checking.validation_report import ValidationReport
+from omenn_fx.checking.verdict import NodeVerdict, Verdict
 from omenn_fx.errors import (
     CaptureError,
     ExportError,
@@ -23,6 +24,7 @@ from omenn_fx.errors import (
     MixedBatchError,
     ModeError,
     NoContentError,
+    NodeError,
     OmennError,
     OutputError,
     ParityError,
@@ -30,12 +32,15 @@ from omenn_fx.errors import (
     TargetError,
     UnsupportedOpError,
 )
-from omenn_fx.explainer import Explainer, NodeInfo, transform
+from omenn_fx.explainer import Explainer, transform
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation
 from omenn_fx.graph.affine_map import AffineMap
+from omenn_fx.program import NodeInfo
 
 if TYPE_CHECKING:
     from omenn_fx.export.archive import SavedExplainer
+
+_moved.install()
 
 rule = omenn.register
 opaque = omenn.opaque
@@ -45,7 +50,7 @@ def _load_rules() -> None:
     import omenn_fx.rules  # noqa: F401  (fills the rule sets)
 
 
-omenn.filled_by(_load_rules)
+omenn.table.filled_by(_load_rules)
 
 
 def load(path: str | Path) -> SavedExplainer:

@@ -8,44 +8,72 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """Where a node of the graph comes from: operator, node name, module path and the user's own source line."""
+    """Where a node of the graph comes from: operator, node name, module path and the user's own source line.
 
-    node: str
-    op: str
-    module: str
-    source: str  # "file:line in function: code", or ""
+    Attributes:
+        file, line, function, code: of that line; "" and 0 where they are not known.
+    """
+
+    node: str = ""
+    op: str = ""
+    module: str = ""
+    file: str = ""
+    line: int = 0
+    function: str = ""
+    code: str = ""
 
     @property
-    def file(self) -> str:
-        """The user's file, "" where it is not known."""
-        return self.source.partition(" in ")[0].rpartition(":")[0]
+    def source(self) -> str:
+        """ "file:line in function: code", or ""."""
+        return f"{self.file}:{self.line} in {self.function}: {self.code}" if self.file else ""
 
     @property
-    def line(self) -> int:
-        """The line in it, 0 where it is not known."""
-        number = self.source.partition(" in ")[0].rpartition(":")[2]
-        return int(number) if number.isdigit() else 0
+    def label(self) -> str:
+        """Operator, node and module, without the line."""
+        where = f" in module '{self.module}'" if self.module else ""
+        return f"{self.op} (node '{self.node}'){where}"
 
     def __str__(self) -> str:
-        where = f" in module '{self.module}'" if self.module else ""
-        line = f"\n      at {self.source}" if self.source else ""
-        return f"{self.op} (node '{self.node}'){where}{line}"
+        return self.label + (f"\n      at {self.source}" if self.source else "")
 
 
 class OmennError(Exception):
-    """Base of all errors raised by omenn-fx. `places`: the nodes it is about; `fix`: what to change."""
+    """Base of all errors raised by omenn-fx.
 
+    Attributes:
+        reason: what is wrong.
+        places: the nodes that it is about.
+        fix: what to change, "" where the reason says it.
+    """
+
+    reason: str = ""
     places: tuple[Place, ...] = ()
     fix: str = ""
+
+    def __init__(self, reason: str = "", places: Sequence[Place] = (), fix: str = ""):
+        super().__init__(reason)
+        self.reason, self.places, self.fix = reason, tuple(places), fix or self.fix
+
+    def __str__(self) -> str:
+        return self.reason + (f"\n  What to change: {self.fix}." if self.fix else "")
 
 
 class CaptureError(OmennError):
     """torch.export could not turn the model into a graph."""
 
-    def __init__(self, message: str, place: Place | None = None, fix: str = ""):
-        self.places, self.fix = (place,) if place is not None else (), fix
-        at = f"\n  at {place.source}" if place is not None else ""
-        super().__init__(f"{message}{at}" + (f"\n  What to change: {fix}." if fix else ""))
+    def __init__(self, reason: str, place: Place | None = None, fix: str = ""):
+        super().__init__(reason, (place,) if place is not None else (), fix)
+
+    def __str__(self) -> str:
+        at = "".join(f"\n  at {place.source}" for place in self.places if place.source)
+        return self.reason + at + (f"\n  What to change: {self.fix}." if self.fix else "")
+
+
+class NodeError(OmennError):
+    """A rule that raises at one node of the user's model; what it raised is the cause."""
+
+    def __init__(self, place: Place, error: Exception):
+        super().__init__(f"{type(error).__name__} in the rule of {place}: {error}", (place,))
 
 
 class ModeError(OmennError):
@@ -67,9 +95,8 @@ class OutputError(OmennError, ValueError):
 class NoContentError(OmennError):
     """No explained input reaches the explained output through operators that carry content."""
 
-    def __init__(self, message: str, place: Place | None = None):
-        self.places = (place,) if place is not None else ()
-        super().__init__(message)
+    def __init__(self, reason: str, place: Place | None = None):
+        super().__init__(reason, (place,) if place is not None else ())
 
 
 class SizeError(OmennError, ValueError):
@@ -93,23 +120,20 @@ class MixedBatchError(OmennError):
     )
 
     def __init__(self, where: Place | str):
-        self.places = (where,) if isinstance(where, Place) else ()
-        super().__init__(
-            f"the samples of a batch reach each other, so that none has an explanation of its own: {where}\n"
-            f"  What to change: {self.fix}."
-        )
+        reason = f"the samples of a batch reach each other, so that none has an explanation of its own: {where}"
+        super().__init__(reason, (where,) if isinstance(where, Place) else ())
 
 
 class UnsupportedOpError(OmennError):
     """Operators on the way from the explained input to the output have no rule. `places` lists them all."""
 
     def __init__(self, places: Sequence[Place], rule_set: str):
-        self.places = tuple(places)
         self.rule_set = rule_set
         count = f"{len(places)} operator call{'s' if len(places) != 1 else ''}"
         lines = "\n".join(f"  - {p}" for p in places)
         super().__init__(
             f"the rule set '{rule_set}' has no rule for {count} between the explained input and the output:\n{lines}\n"
             "  Either register a rule (omenn_fx.rule), rewrite the line with supported operators, or hold the "
-            'value fixed with roles={"<node name>": "coefficient"}. Nothing falls back to the plain gradient.'
+            'value fixed with roles={"<node name>": "coefficient"}. Nothing falls back to the plain gradient.',
+            places,
         )

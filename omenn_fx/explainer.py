@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,55 +14,35 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from omenn_fx.algebra.bias_policy import POLICIES
-from omenn_fx.algebra.ruleset import RuleSet, rule_set
-from omenn_fx.analysis.batch_dim import mixed
+from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.analysis.endpoints import Explain, Output
-from omenn_fx.analysis.plan import Request, make_plan
-from omenn_fx.analysis.roles import Decision, Role, Tagged
+from omenn_fx.analysis.plan import Request
+from omenn_fx.analysis.roles import Decision
 from omenn_fx.capture.captured import Captured
-from omenn_fx.capture.inputs import check_finite, check_leaves, check_rank, fits, flatten_inputs, mismatch
-from omenn_fx.capture.nodes import place_of, producer
+from omenn_fx.capture.inputs import (
+    check_finite,
+    check_leaves,
+    check_rank,
+    check_signature,
+    fits,
+    flatten_inputs,
+    mismatch,
+)
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
-from omenn_fx.errors import InputError, MixedBatchError, OmennError
-from omenn_fx.explanation import Explanation, assembled
-from omenn_fx.graph.affine_map import AffineMap, Recorder
-from omenn_fx.graph.build import Halves, explainer_graph, split
-from omenn_fx.graph.twin import Twin
-from omenn_fx.target import Target, resolve
+from omenn_fx.compat import keep_out_of_compilation
+from omenn_fx.errors import InputError, OmennError
+from omenn_fx.explanation import Explanation
+from omenn_fx.graph.affine_map import AffineMap, Recorder, affine_map
+from omenn_fx.program import NodeInfo, Program, make_program
+from omenn_fx.target import Target
 
 if TYPE_CHECKING:
     from omenn_fx.export.onnx import OnnxFile
 
 log = logging.getLogger("omenn_fx")
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class NodeInfo:
-    """One node of the captured graph: name, operator, module path, role, and the user's own source line."""
-
-    name: str
-    op: str
-    module: str
-    role: str
-    source: str
-
-
-@dataclass
-class Program:
-    """Everything made from one capture."""
-
-    captured: Captured
-    tagged: Tagged
-    graph_module: fx.GraphModule
-    halves: Halves
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.tagged.sources)
 
 
 def transform(
@@ -106,16 +85,10 @@ def transform(
         NoContentError, OutputError, InputError: nothing to explain, and why.
         MixedBatchError: the samples of a batch reach each other.
     """
-    explainer = Explainer(
-        model,
-        explain=explain,
-        output=output,
-        rules=rules,
-        bias=bias,
-        roles=roles,
-        dynamic_batch=dynamic_batch,
-        batched=batched,
+    request = Request.of(
+        rules, explain=explain, output=output, bias=bias, roles=roles, dynamic_batch=dynamic_batch, batched=batched
     )
+    explainer = Explainer(model, request)
     if example_inputs is not None or example_kwargs:
         args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
         explainer.prepare(*args, **(example_kwargs or {}))
@@ -125,33 +98,37 @@ def transform(
 class Explainer(nn.Module):
     """A model and its explainer graph. Call it like the model; it returns an `Explanation`. Made by `transform`."""
 
-    def __init__(
-        self,
-        model: Source,
-        *,
-        explain: Explain = None,
-        output: Output = None,
-        rules: str | RuleSet = "omenn",
-        bias: str = "carrier",
-        roles: Mapping[str, str] | None = None,
-        dynamic_batch: bool = True,
-        batched: bool = True,
-    ):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Explainer:
+        """An explainer, unpickled ones too, whose captures are never part of a compiled graph."""
+        keep_out_of_compilation(Explainer, "prepare")
+        return super().__new__(cls)
+
+    def __init__(self, model: Source, request: Request):
         super().__init__()
-        if bias not in POLICIES:
-            raise ValueError(f"bias='{bias}': a bias policy is one of {', '.join(POLICIES)}")
         source = load_source(model)
         self.model = source if isinstance(source, nn.Module) else None
         self._exported = source if isinstance(source, ExportedProgram) else None
         if self.model is not None:
             require_eval(self.model)
-        import omenn_fx.rules  # noqa: F401  (waits where another thread is loading them)
-
-        self.request = Request(rule_set(rules), explain, output, dict(roles or {}), dynamic_batch, batched)
-        self.bias = bias
+        self.request = request
         self._programs: list[Program] = []
         self._current: Program | None = None
         self.training = False
+
+    @property
+    def bias(self) -> str:
+        """The bias policy."""
+        return self.request.bias
+
+    def with_request(self, request: Request) -> Explainer:
+        """An explainer of the same model for another request."""
+        return Explainer(self._source, request)
+
+    @property
+    def _source(self) -> nn.Module | ExportedProgram:
+        source = self.model if self.model is not None else self._exported
+        assert source is not None
+        return source
 
     # Capture ------------------------------------------------------------------------------------------------------
 
@@ -164,46 +141,19 @@ class Explainer(nn.Module):
         check_leaves(leaves)
         if self.model is not None:
             require_eval(self.model)
+            check_signature(self.model, args, kwargs)
         elif self._programs:
             raise InputError(
                 f"these inputs do not fit the exported program: {mismatch(self._captured, leaves)}; it cannot be "
                 "captured anew, transform the model itself"
             )
-        self._check_signature(args, kwargs)
         with torch.inference_mode(False), torch.no_grad():
-            program = self._build(args, kwargs)
+            program = make_program(self._source, args, kwargs, self.request)
         if self._current is not None:
             log.warning("captured anew for new inputs: %s", mismatch(self._captured, leaves))
         self._programs.append(program)
         self._current = program
         return self
-
-    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
-        source = self.model if self.model is not None else self._exported
-        assert source is not None
-        plan = make_plan(source, own[0], own[1], self.request)
-        if plan.error is not None:
-            raise plan.error
-        assert plan.captured is not None
-        assert plan.tagged is not None
-        assert plan.layout is not None
-        module = explainer_graph(plan.tagged, plan.layout, POLICIES[self.bias])
-        halves = split(module)
-        batch = plan.captured.batch
-        several = batch is not None and not plan.captured.dynamic_batch and batch > 1
-        if several and mixed(halves.forward, halves.each, flatten_inputs(plan.captured, *own)):
-            raise MixedBatchError("somewhere in the model, which fixes its batch size")
-        return Program(plan.captured, plan.tagged, module, halves)
-
-    def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.model is not None:
-            try:
-                inspect.signature(self.model.forward).bind(*args, **kwargs)
-            except TypeError as error:
-                name = type(self.model).__name__
-                signature = inspect.signature(self.model.forward)
-                raise InputError(f"the inputs do not fit {name}.forward{signature}: {error}") from None
 
     def program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """What was captured for inputs like these (captured now where nothing fits), and their leaves in its order."""
@@ -256,17 +206,7 @@ class Explainer(nn.Module):
         program, leaves = self.program_for(args, kwargs)
         if not torch.compiler.is_compiling():
             check_finite(program.captured, leaves)
-        outputs, residuals = program.halves.forward(*leaves)
-        outputs = self._rows(outputs)
-        resolved = resolve(target, outputs)
-        cotangents = [g if self.request.batched else g[0] for g in resolved.cotangents(outputs)]
-        results = program.halves.each(cotangents, residuals)
-        biased, kept = (program.graph_module.meta[key] for key in ("biased", "kept"))
-        return assembled(outputs, resolved, results, program.names, biased, kept, self.request.batched)
-
-    def _rows(self, value: Tensor) -> Tensor:
-        """One row per sample: a batch of one in front of what has none."""
-        return value if self.request.batched else value[None]
+        return program.runnable.explain(leaves, target)
 
     def validate(
         self,
@@ -303,9 +243,7 @@ class Explainer(nn.Module):
         """An explainer of a copy of the model in another dtype. Raises OmennError for an exported program."""
         if self.model is None:
             raise OmennError("an exported program keeps its dtype; transform the model itself to compare with float64")
-        twin = Explainer(copy.deepcopy(self.model).to(device=device, dtype=dtype), bias=self.bias)
-        twin.request = self.request
-        return twin
+        return Explainer(copy.deepcopy(self.model).to(device=device, dtype=dtype), self.request)
 
     @torch.no_grad()
     def reference(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -316,12 +254,12 @@ class Explainer(nn.Module):
             assert self._exported is not None
             result = self._exported.module()(*args, **kwargs)
         else:
-            with tensors_only(self.model):  # as at capture
-                result = self.model(*args, **kwargs)
+            result = tensors_only(self.model(*args, **kwargs))  # as at capture
         leaves = pytree.tree_leaves(result)
         if program.tagged.output not in captured.outputs:  # a node inside of the model
             return Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[program.tagged.output]
-        return self._rows(leaves[captured.outputs.index(program.tagged.output)])
+        value = leaves[captured.outputs.index(program.tagged.output)]
+        return value if self.request.batched else value[None]
 
     # Leaving the process ------------------------------------------------------------------------------------------
 
@@ -386,6 +324,13 @@ class Explainer(nn.Module):
         """What was captured stays behind: a worker process captures for itself at its first call."""
         return self.__dict__ | {"_programs": [], "_current": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Explainers that earlier versions pickled keep the bias policy beside the request."""
+        bias = state.pop("bias", None)
+        super().__setstate__(state)
+        if bias is not None:
+            self.request = replace(self.request, bias=bias)
+
     # Looking inside -----------------------------------------------------------------------------------------------
 
     @property
@@ -407,14 +352,7 @@ class Explainer(nn.Module):
     @property
     def nodes(self) -> list[NodeInfo]:
         """Every node of the captured graph, in order."""
-        tagged = self.ready.tagged
-        infos = []
-        for node in tagged.captured.graph.nodes:
-            if node.op == "output":
-                continue
-            place = place_of(producer(node)[0] if node.op == "call_function" else node)
-            infos.append(NodeInfo(node.name, place.op, place.module, tagged.role[node].value, place.source))
-        return infos
+        return self.ready.nodes
 
     @property
     def decisions(self) -> list[Decision]:
@@ -445,28 +383,9 @@ class Explainer(nn.Module):
         kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
         program, leaves = self.program_for(args, kwargs)
         check_finite(program.captured, leaves)
-        tagged = program.tagged
-        target = _content_node(tagged, to)
         values = Recorder(program.captured.module).record(leaves)
-        if since == "operands":
-            if target in tagged.sources.values():
-                raise ValueError(f"'{to}' is an explained input: it has no operands")
-            operands = list(Twin(tagged, values).operands(target).values())
-            return AffineMap(tagged, values, target, operands, local=True)
-        start = list(tagged.sources.values()) if since is None else [_content_node(tagged, since)]
-        return AffineMap(tagged, values, target, start, local=False)
+        return affine_map(program.tagged, values, to, since)
 
     def extra_repr(self) -> str:
-        state = (
-            "not captured yet" if self._current is None else f"{len(self._current.tagged.captured.graph.nodes)} nodes"
-        )
+        state = "not captured yet" if self._current is None else f"{len(self._current.captured.graph.nodes)} nodes"
         return f"rules={self.request.rules.name!r}, bias={self.bias!r}, {state}"
-
-
-def _content_node(tagged: Tagged, name: str) -> fx.Node:
-    for node in tagged.captured.graph.nodes:
-        if node.name == name:
-            if tagged.role[node] is not Role.CONTENT:
-                raise ValueError(f"node '{name}' is a {tagged.role[node].value}: only content nodes have an affine map")
-            return node
-    raise ValueError(f"there is no node '{name}' (explainer.nodes lists them)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -30,6 +30,7 @@ class InputExplanation:
     C_w: Tensor
     C_b: Tensor | None
     several: bool = False
+    split: ClassVar[bool] = True  # C_w * X and C_b are known apart
 
     @property
     def product(self) -> Tensor:
@@ -58,6 +59,7 @@ class WholeExplanation:
 
     X: Tensor
     C: Tensor
+    split: ClassVar[bool] = False
 
     @property
     def C_w(self) -> Tensor:

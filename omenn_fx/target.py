@@ -61,44 +61,53 @@ class Weights:
         return list(self.target.unbind(1)) if self.several else [self.target]
 
 
-def resolve(target: Target, outputs: Tensor) -> Positions | Weights:
+Chooser = Callable[[Tensor], Positions | Weights]
+
+
+def resolve(target: Target | Chooser, outputs: Tensor) -> Positions | Weights:
     """Resolve a target against outputs [N, ...].
 
     None: the largest output of each row. int: that class for every row (outputs [N, K]). A tuple of ints: that
     position of outputs [N, A, B, ...]; with slices, `...` or masks in it, the sum of what it indexes. LongTensor [N]:
     one class per row; [N, T]: T per row at once. A floating-point tensor: the weights of a sum, one for all rows
     (shape [...] of a row), one for each ([N, ...]), or T for each ([N, T, ...]). A callable: called with the outputs,
-    it returns one of these.
+    it returns one of these, or what they resolve to.
     Raises TargetError for anything else, naming the valid range.
     """
     if outputs.ndim == 0:
         raise OutputError("the explained output is a single number without a batch dimension; logits are [N, K]")
-    if callable(target) and not isinstance(target, Tensor):
-        target = target(outputs)
-    count = outputs.shape[0]
-    shape = tuple(outputs.shape[1:])
-    rows = _rows(outputs)
-    if target is None:
-        return Positions(rows.argmax(1), False)
-    if isinstance(target, bool) or not isinstance(target, (int, tuple, list, Tensor)):
+    chosen: Any = target(outputs) if callable(target) and not isinstance(target, Tensor) else target
+    if isinstance(chosen, (Positions, Weights)):
+        return chosen
+    if chosen is None:
+        return Positions(_rows(outputs).argmax(1), False)
+    if isinstance(chosen, bool) or not isinstance(chosen, (int, tuple, list, Tensor)):
         raise TargetError(
             "target must be None, an int, a tuple of ints or slices, a LongTensor, a tensor of weights or a callable "
-            f"that returns one, not {type(target).__name__}"
+            f"that returns one, not {type(chosen).__name__}"
         )
-    if isinstance(target, Tensor) and target.is_floating_point():
+    if isinstance(chosen, list):
+        return _from_indices(torch.tensor(chosen), outputs)
+    return _from_tensor(chosen, outputs) if isinstance(chosen, Tensor) else _from_position(chosen, outputs)
+
+
+def _from_tensor(target: Tensor, outputs: Tensor) -> Positions | Weights:
+    """Weights, one class for all rows (no dimension), or classes of each row."""
+    if target.is_floating_point():
         return _from_weights(target, outputs)
-    if isinstance(target, Tensor) and target.ndim == 0:
-        target = int(target)
-    if isinstance(target, int):
-        target = (target,)
-    elif isinstance(target, list):
-        target = torch.tensor(target)
-    if isinstance(target, Tensor):
-        return _from_indices(target, count, shape, outputs.device)
-    if all(isinstance(part, int) and not isinstance(part, bool) for part in target):
-        position = tuple(int(part) for part in target)  # type: ignore[arg-type]
-        return Positions(torch.full((count,), _flat(position, shape), device=outputs.device), False)
-    return _from_region(target, outputs)
+    if target.ndim == 0:
+        return _from_position(int(target), outputs)
+    return _from_indices(target, outputs)
+
+
+def _from_position(target: int | tuple[Part, ...], outputs: Tensor) -> Positions | Weights:
+    """One position of each row, or the region that slices and masks index."""
+    parts = (target,) if isinstance(target, int) else target
+    if not all(isinstance(part, int) and not isinstance(part, bool) for part in parts):
+        return _from_region(parts, outputs)
+    position = tuple(int(part) for part in parts)  # type: ignore[arg-type]
+    flat = _flat(position, tuple(outputs.shape[1:]))
+    return Positions(torch.full((outputs.shape[0],), flat, device=outputs.device), False)
 
 
 def _flat(position: tuple[int, ...], shape: tuple[int, ...]) -> int:
@@ -122,7 +131,8 @@ def _wanted(ndim: int) -> str:
     return "an int" if ndim == 1 else f"a tuple of {ndim} ints (or of ints, slices and masks, whose values are summed)"
 
 
-def _from_indices(target: Tensor, count: int, shape: tuple[int, ...], device: Any) -> Positions:
+def _from_indices(target: Tensor, outputs: Tensor) -> Positions:
+    count, *shape = outputs.shape
     if target.dtype in (torch.bool, torch.complex64, torch.complex128):
         raise TargetError(f"target must hold integers or floating-point weights, not {target.dtype}")
     if target.ndim not in (1, 2) or target.shape[0] != count:
@@ -133,7 +143,7 @@ def _from_indices(target: Tensor, count: int, shape: tuple[int, ...], device: An
     if target.ndim == 2 and target.shape[1] == 0:
         raise TargetError(f"target of shape {tuple(target.shape)} names no class")
     size = math.prod(shape)
-    index = target.to(device=device, dtype=torch.long)
+    index = target.to(device=outputs.device, dtype=torch.long)
     if not torch.compiler.is_compiling() and index.numel():
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= size:

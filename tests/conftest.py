@@ -9,21 +9,12 @@ import chromium
 import pytest
 import torch
 
+from omenn_fx.sources import import_library
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-_kept = []  # torch.library definitions live as long as their objects
 
-
-def _define_torchvision_ops() -> None:
-    """torchvision's wheel beside a CPU build of torch lacks its compiled operators and cannot be imported without."""
-    if hasattr(torch.ops.torchvision, "nms"):
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    for op in ("nms", "qnms"):
-        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept.append(library)
-
-
-_define_torchvision_ops()
+if importlib.util.find_spec("torchvision"):
+    import_library("torchvision")  # also the wheel beside a CPU build of torch, whose compiled operators do not load
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 

@@ -11,7 +11,7 @@ from torch import nn
 from traps import TRAPS
 
 import omenn_fx
-from omenn_fx.checking.check_report import Verdict
+from omenn_fx.checking.verdict import Verdict
 
 DATA = Path(__file__).parent / "data"
 

@@ -49,7 +49,7 @@ def test_the_guide_to_checks_runs():
 
 
 def test_the_guide_lists_every_finding():
-    from omenn_fx.checking.findings import PROBLEMS, WARNINGS
+    from omenn_fx.checking.verdict import PROBLEMS, WARNINGS
 
     text = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
     for kind in (*PROBLEMS, *WARNINGS):

@@ -11,8 +11,7 @@ import omenn_fx
 from omenn_fx.algebra.ruleset import rule_set
 from omenn_fx.analysis.plan import Request, make_plan
 from omenn_fx.checking.check import verdicts
-from omenn_fx.checking.check_report import Verdict
-from omenn_fx.checking.findings import PROBLEMS, WARNINGS
+from omenn_fx.checking.verdict import PROBLEMS, WARNINGS, Verdict
 
 SUPPORTED = [t for t in TRAPS if t.supported]
 REFUSED = [t for t in TRAPS if not t.supported]

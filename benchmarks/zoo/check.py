@@ -1,6 +1,6 @@
 """One model of the zoo under the invariants of the design: `check(name, dtype)` -> a record of plain values.
 
-The measures are those of `algebra/invariants.py` and `tests/invariants.py`; here they are taken on models that random
+The measures are those of `algebra.invariants` and `tests/invariants.py`; here they are taken on models that random
 weights, thousands of nodes or a dict of outputs make harder to compare. Seconds are those of the processor in this
 process, which other processes on the machine do not change.
 """

@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 import omenn_fx
-from omenn_fx.checking.check_report import CheckReport, Verdict
+from omenn_fx.checking.check_report import CheckReport
+from omenn_fx.checking.verdict import Verdict
 
 from . import build
 

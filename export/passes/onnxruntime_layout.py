@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from omenn_fx.capture.editor import Editor, shape
+from omenn_fx.capture.editor import Editor, Pass, shape
 
-aten = torch.ops.aten
+aten, omenn = torch.ops.aten, torch.ops.omenn
 Tensor = torch.Tensor
 HUGE = 3e38  # times the smallest normal float32 it is above 1
 BLOCK = 16  # channels
@@ -36,9 +36,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 def for_onnxruntime(module: fx.GraphModule) -> fx.GraphModule:
     """Run the passes on a float32 graph, in place."""
-    return Editor(module).run(
-        (masks, saturations, phases_of_images, interleaved, stuffed, blocked, repairs, columns, totals)
-    )
+    return Editor(module).run(PASSES)
 
 
 def _depthwise(editor: Editor, x: Any, kernel: Tensor, stride: list[int]) -> Any:
@@ -59,10 +57,9 @@ def _ramp(editor: Editor, x: Any, slope: float) -> Any:
 
 
 def masks(editor: Editor) -> None:
-    """sign(relu(x)) = min(HUGE relu(x), 1)."""
-    for node in editor.nodes(aten.sign.default):
-        x = node.args[0]
-        if x.target not in _RELUS or x.meta["val"].dtype != torch.float32:
+    """ReLU's mask of its result h is min(HUGE h, 1), that of its operand x min(max(HUGE x, 0), 1)."""
+    for node, x in [*_marked_masks(editor), *_comparisons(editor)]:
+        if node.meta["val"].dtype != torch.float32 or x.meta["val"].dtype != torch.float32:
             continue
         with editor.before(x.next):  # beside the forward's own use, while the value is in the cache
             editor.like(node)
@@ -70,15 +67,32 @@ def masks(editor: Editor) -> None:
         editor.replace(node, mask)
 
 
+def _marked_masks(editor: Editor) -> list[tuple[Any, Any]]:
+    """The masks that rules mark, each with the ReLU's result."""
+    return [(node, node.args[0]) for node in editor.nodes(omenn.relu_mask.default)]
+
+
+def _comparisons(editor: Editor) -> list[tuple[Any, Any]]:
+    """What is a mask by its meaning: x > 0 as a number, for the operand or the result x of a ReLU."""
+    found = []
+    for node in editor.nodes(aten.to.dtype):
+        test = node.args[0]
+        if test.target is not aten.gt.Scalar or test.args[1] != 0:
+            continue
+        x = test.args[0]
+        if x.target in _RELUS or any(user.target is aten.relu.default for user in x.users):
+            found.append((node, x))
+    return found
+
+
 def saturations(editor: Editor) -> None:
     """ReLU6's ratio min(max(x, 0), 6) / x = min(max(6 / x, 0), 1): only the reciprocal leaves the blocked layout.
 
     Where a channel may be 0 everywhere, it becomes -TINY, whose ratio is 0, as ReLU6's is at 0.
     """
-    for node in editor.nodes(aten.div.Tensor):
-        clipped, divisor = node.args
-        x, low, high = _limits(clipped)
-        if x is None or _limits(divisor) != (x, TINY, None) or low != 0 or high is None:
+    for node in editor.nodes(omenn.saturation.default):
+        clipped, x, high = node.args
+        if clipped.target not in _CLAMPS or clipped.args[0] is not x or not math.isfinite(high):
             continue
         if x.target is not aten.conv2d.default or x.meta["val"].dtype != torch.float32:
             continue
@@ -111,16 +125,6 @@ def _clip_in_place(editor: Editor, clipped: Any, x: Any, high: float) -> None:
     editor.graph.erase_node(clipped)
 
 
-def _limits(node: Any) -> tuple[Any, Any, Any]:
-    """(x, low, high) of a clamp; x is None for anything else."""
-    if not isinstance(node, fx.Node) or node.target not in _CLAMPS:
-        return None, None, None
-    if node.target is aten.relu6.default:
-        return node.args[0], 0, 6
-    x, low, high = [*node.args, None, None][:3]
-    return x, node.kwargs.get("min", low), node.kwargs.get("max", high)
-
-
 def _bias(editor: Editor, convolution: Any) -> Tensor | None:
     """A convolution's bias, one number for each channel (zeros where it has none); None where it is no constant."""
     bias = convolution.args[2] if len(convolution.args) > 2 else None
@@ -137,22 +141,15 @@ def _move_off_zero(editor: Editor, convolution: Any, bias: Tensor) -> None:
 
 def phases_of_images(editor: Editor) -> None:
     """Every s-th row and column of a ReLU: a strided depthwise convolution that picks one value."""
-    for node in editor.nodes(aten.permute.default):
-        blocks, order = node.args
-        x = blocks.args[0] if blocks.target is aten.reshape.default else None
-        if list(order) != [3, 5, 0, 1, 2, 4] or x is None or x.target not in _RELUS or len(shape(x)) != 4:
+    for node in editor.nodes(omenn.phases.default):
+        x, _, stride = node.args
+        if x.target not in _RELUS or len(shape(x)) != 4 or len(stride) != 2:
             continue
-        channels, stride = int(shape(x)[1]), [int(shape(blocks)[3]), int(shape(blocks)[5])]
-        for row in [u for u in node.users if _selects_first(u)]:
-            for picked in [u for u in row.users if _selects_first(u)]:
-                kernel = torch.zeros(channels, 1, *stride)
-                kernel[:, :, row.args[2], picked.args[2]] = 1
-                with editor.before(picked):
-                    editor.replace(picked, _depthwise(editor, x, kernel, stride))
-
-
-def _selects_first(node: Any) -> bool:
-    return node.target is aten.select.int and node.args[1] == 0
+        for part in list(node.users):
+            kernel = torch.zeros(int(shape(x)[1]), 1, *stride)
+            kernel[:, :, part.args[1] // stride[1], part.args[1] % stride[1]] = 1
+            with editor.before(part):
+                editor.replace(part, _depthwise(editor, x, kernel, stride))
 
 
 def interleaved(editor: Editor) -> None:
@@ -169,22 +166,14 @@ def interleaved(editor: Editor) -> None:
 
 def stuffed(editor: Editor) -> None:
     """Zeros between the values of an image, where a pointwise convolution had a stride: the same with a kernel of 1."""
-    for node in editor.nodes(aten.pad.default):
-        x, pads = node.args[:2]
-        if len(shape(node)) != 6 or [pads[i] for i in (0, 2, 3, 4, 6, 7)] != [0] * 6 or len(pads) != 8:
+    for node in editor.nodes(omenn.zeros_between.default):
+        image, stride = node.args
+        if len(shape(image)) != 4 or node.meta["val"].dtype != torch.float32:
             continue
-        inner = x.args[0] if x.target is aten.unsqueeze.default else None
-        image = inner.args[0] if inner is not None and inner.target is aten.unsqueeze.default else None
-        whole = next(iter(node.users), None)
-        whole = next(iter(whole.users), None) if whole is not None and len(node.users) == 1 else None
-        if image is None or whole is None or len(shape(image)) != 4 or len(shape(whole)) != 4:
-            continue
-        if node.meta["val"].dtype != torch.float32 or whole.target is not aten.flatten.using_ints:
-            continue
-        channels, rest = int(shape(image)[1]), [pads[5], pads[1]]
-        with editor.before(whole):
+        channels, rest = int(shape(image)[1]), [s - 1 for s in stride]
+        with editor.before(node):
             ones = torch.ones(channels, 1, 1, 1)
-            editor.replace(whole, _spread(editor, image, ones, [r + 1 for r in rest], rest, channels))
+            editor.replace(node, _spread(editor, image, ones, stride, rest, channels))
 
 
 def blocked(editor: Editor) -> None:
@@ -206,7 +195,7 @@ def blocked(editor: Editor) -> None:
                 if operand not in inside:
                     with editor.before(node):
                         moved = _depthwise(editor, operand, torch.ones(int(shape(operand)[1]), 1, 1, 1), [1, 1])
-                    operand.replace_all_uses_with(moved, delete_user_cb=partial(_reads_later, moved))
+                    editor.redirect(operand, moved, partial(_reads_later, moved))
                     inside.add(moved)
             inside.add(node)
         elif operands and operands[0] in inside:
@@ -234,18 +223,14 @@ def _whole_blocks(node: fx.Node) -> bool:
 
 
 def repairs(editor: Editor) -> None:
-    """0 / 0 = slope is one comparison of the divisor, where nan_to_num takes eight operators; x must be finite."""
-    for node in editor.nodes(aten.nan_to_num.default):
-        quotient, *values = node.args
-        values += [node.kwargs[k] for k in ("nan", "posinf", "neginf") if k in node.kwargs]
-        if quotient.target is not aten.div.Tensor or len(set(values)) != 1 or len(values) != 3:
-            continue
-        if not isinstance(quotient.args[1], fx.Node):
-            continue
+    """0 / 0 = slope is one comparison of the divisor, where nan_to_num takes eight operators."""
+    for node in editor.nodes(omenn.repaired_quotient.default):
+        difference, x, slope = node.args
         with editor.before(node):
-            slope = editor.add_constant(torch.tensor(float(values[0]), dtype=node.meta["val"].dtype))
-            origin = editor.call(aten.eq.Scalar, quotient.args[1], 0)
-            editor.replace(node, editor.call(aten.where.self, origin, slope, quotient))
+            limit = editor.add_constant(torch.tensor(slope, dtype=node.meta["val"].dtype))
+            origin = editor.call(aten.eq.Scalar, x, 0)
+            quotient = editor.call(aten.div.Tensor, difference, x)
+            editor.replace(node, editor.call(aten.where.self, origin, limit, quotient))
 
 
 def columns(editor: Editor) -> None:
@@ -275,3 +260,16 @@ def totals(editor: Editor) -> None:
             for d in sorted((d % len(sizes) for d in dims), reverse=True):
                 x = editor.call(op, x, [d], *keep)
         editor.replace(node, x)
+
+
+PASSES: tuple[Pass, ...] = (
+    masks,
+    saturations,
+    phases_of_images,
+    interleaved,
+    stuffed,
+    blocked,
+    repairs,
+    columns,
+    totals,
+)

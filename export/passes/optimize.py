@@ -2,6 +2,9 @@
 
 They copy weights (folded, flipped, cut into phases), so they run on the way out of the process, where the graph is its
 own; the explainer in memory shares its weights with the model.
+
+A pass goes by what an operator means, whatever emitted it, or by a composite (`omenn_fx.algebra.composites`), by which
+a rule says what a value is. None goes by how a rule is written.
 """
 
 from __future__ import annotations
@@ -10,39 +13,47 @@ import itertools
 import math
 import operator
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-from omenn_fx.capture.editor import Editor, shape
+from omenn_fx.algebra import composites
+from omenn_fx.capture.editor import Editor, Pass, shape
+from omenn_fx.capture.nodes import bind
 from omenn_fx.export.passes.phases import phase_kernel, taps
 from omenn_fx.export.passes.zero_blocks import parts_early, skip_zeros
 from omenn_fx.graph.schedule import writes
 
-aten = torch.ops.aten
+aten, omenn = torch.ops.aten, torch.ops.omenn
 Tensor = torch.Tensor
 
 _CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 _TRANSPOSED = {
     aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, aten.conv_transpose3d.input: 3,
 }  # fmt: skip
-_RESHAPES = (aten.reshape.default, aten.view.default, aten.unflatten.int, aten.flatten.using_ints)
 FEW_CHANNELS = 16  # up to it the phases of a transposed convolution go into the channels of one
 LARGE = 1 << 16  # elements: no larger constant is made of smaller ones
 
 
 def optimize(module: fx.GraphModule) -> fx.GraphModule:
-    """Run the passes on a graph of ATen operators, in place."""
+    """Run the passes on a graph of ATen operators and composites, in place."""
     return Editor(module).run(PASSES)
+
+
+def write_out(module: fx.GraphModule) -> fx.GraphModule:
+    """Composites that no pass took become calls of their plain torch, in place: the next export traces into it."""
+    for node in module.graph.nodes:
+        node.target = composites.BODIES.get(node.target, node.target)
+    module.recompile()
+    return module
 
 
 def drop_assertions(editor: Editor) -> None:
     """The guards of the export: what runs an explainer checks its inputs itself."""
     for node in list(editor.graph.nodes):
         if "_assert" in str(node.target) or (node.op == "call_module" and not node.users):
-            editor.graph.erase_node(node)
+            editor.erase(node)
 
 
 def fold_constants(editor: Editor) -> None:
@@ -104,56 +115,41 @@ def fold_batch_norms(editor: Editor) -> None:
 def fold_scales(editor: Editor) -> None:
     """(g * scale) W = g (scale W): the batch norm's share of the adjoint goes into the transposed convolution."""
     for node in editor.nodes(*_TRANSPOSED):
-        product, weight = node.args[0], editor.constant(node.args[1])
-        scale = _scale_of_channels(editor, product)
+        weight, (g, scale) = editor.constant(node.args[1]), _scaled(editor, node.args[0])
         if weight is None or scale is None:
             continue
         with editor.before(node):
             scaled = editor.add_constant(weight * scale.reshape(-1, *[1] * (weight.ndim - 1)))
-        node.args = (product.args[0], scaled, *node.args[2:])
+        editor.rewire(node, g, scaled, *node.args[2:])
 
 
-def _scale_of_channels(editor: Editor, node: Any) -> Tensor | None:
-    """s of g * s with s constant, one number for each channel."""
+def _scaled(editor: Editor, node: Any) -> tuple[Any, Tensor | None]:
+    """(g, s) of a product g * s with s constant, one number for each channel; s is None for anything else."""
     if not isinstance(node, fx.Node) or node.target is not aten.mul.Tensor:
-        return None
-    scale = editor.constant(node.args[1])
+        return node, None
     value = shape(node)
-    fits = (
-        scale is not None and scale.ndim >= len(value) - 1 and scale.numel() == value[1] == scale.shape[1 - len(value)]
-    )
-    return scale if fits else None
+    for g, factor in (node.args, node.args[::-1]):
+        s = editor.constant(factor)
+        if s is not None and s.ndim >= len(value) - 1 and s.numel() == value[1] == s.shape[1 - len(value)]:
+            return g, s
+    return node, None
 
 
 def pointwise_adjoints(editor: Editor) -> None:
-    """The matrix product over the channels that is a pointwise convolution's transpose becomes a convolution."""
-    for node in editor.nodes(aten.bmm.default):
-        found = _pointwise(editor, node)
-        if found is None or len(node.users) != 1:
-            continue
-        matrix, flat = found
-        g, user = flat.args[0], next(iter(node.users))
-        scale = _scale_of_channels(editor, g)
-        if scale is not None:
-            matrix, g = matrix * scale.reshape(1, -1), g.args[0]
-        if user.target not in _RESHAPES or list(shape(user)[2:]) != list(shape(g)[2:]):
-            continue
-        n = len(shape(g)) - 2
-        with editor.before(user):
-            weight = editor.add_constant(matrix.reshape(*matrix.shape, *[1] * n))
-            editor.replace(user, editor.call(_CONV[n], g, weight))
+    """The transpose of a pointwise convolution is one with the matrix transposed, where the matrix is constant.
 
-
-def _pointwise(editor: Editor, node: Any) -> tuple[Tensor, Any] | None:
-    """(matrix [in, out], flatten(g, 2)) of bmm(matrix for every sample, flatten(g, 2))."""
-    expanded, flat = node.args
-    if not isinstance(expanded, fx.Node) or not isinstance(flat, fx.Node):
-        return None
-    if expanded.target is not aten.expand.default or flat.target is not aten.flatten.using_ints:
-        return None
-    matrix = editor.constant(expanded.args[0])
-    whole = flat.args[1:] == (2,) and 3 <= len(shape(flat.args[0])) <= 5
-    return (matrix, flat) if matrix is not None and matrix.ndim == 2 and whole else None
+    The scale of a batch norm in front goes into it.
+    """
+    for node in editor.nodes(omenn.pointwise_adjoint.default):
+        (g, scale), weight = _scaled(editor, node.args[0]), editor.constant(node.args[1])
+        n = len(shape(node)) - 2
+        if weight is None or n not in _CONV:
+            continue
+        matrix = weight.flatten(1).t()
+        with editor.before(node):
+            kernel = matrix if scale is None else matrix * scale.reshape(1, -1)
+            constant = editor.add_constant(kernel.reshape(*matrix.shape, *[1] * n))
+            editor.replace(node, editor.call(_CONV[n], g, constant))
 
 
 def forward_convolutions(editor: Editor) -> None:
@@ -240,15 +236,11 @@ def _padded(editor: Editor, g: Any, pads: list[tuple[int, int]]) -> Any:
 
 def sums_over_channels(editor: Editor) -> None:
     """sum_c g[:, c] b[c], the mass of a bias by position, is a convolution to one channel."""
-    for node in editor.nodes(aten.einsum.default):
-        equation, operands = node.args[0], node.args[1]
-        if equation not in ("abc,b->ac", "abcd,b->acd", "abcde,b->acde"):
+    for node in editor.nodes(omenn.weighted_sum.default):
+        g, bias, dim = node.args
+        b, n = editor.constant(bias), len(shape(g)) - 2
+        if b is None or dim != 1 or n not in _CONV:
             continue
-        g, bias = operands
-        b = editor.constant(bias)
-        if b is None:
-            continue
-        n = len(shape(g)) - 2
         with editor.before(node):
             row = editor.add_constant(b.reshape(1, -1, *[1] * n))
             editor.replace(node, editor.call(aten.squeeze.dim, editor.call(_CONV[n], g, row), 1))
@@ -256,52 +248,35 @@ def sums_over_channels(editor: Editor) -> None:
 
 def share_attention(editor: Editor) -> None:
     """The rule of an attention makes its weights A = softmax(Q K^T): the forward takes A V from the same A."""
-    weights = {frozenset(_read_by(node)): node for node in editor.nodes(aten.softmax.int)}
+    made = {node.args[1:]: node for node in editor.nodes(omenn.attention_weights.default)}
     for node in editor.nodes(aten.scaled_dot_product_attention.default):
-        query, key, value, *rest = node.args
-        mask = (rest[:1] or [None])[0]
-        made = weights.get(frozenset(n for n in (query, key, mask) if n is not None))
-        if made is None or len(rest) > 3 or rest[1:2] not in ([], [0.0]) or node.kwargs.get("enable_gqa"):
+        weights = made.get(_attention_of(node))
+        if weights is None or bind(node)["dropout_p"] or bind(node)["enable_gqa"]:
             continue
-        if list(shape(made)[:-1]) != list(shape(node)[:-1]):
+        if list(shape(weights)[:-1]) != list(shape(node)[:-1]):  # the value has further dimensions in front
             continue
-        _hoist(editor, made, node)
+        _hoist(editor, weights, node)
         with editor.before(node):
-            editor.replace(node, editor.call(aten.matmul.default, made, value))
+            editor.replace(node, editor.call(aten.matmul.default, weights, node.args[2]))
+
+
+def _attention_of(node: Any) -> tuple[Any, ...]:
+    """Query, key, mask, is_causal and scale: the operands of an attention that its weights depend on."""
+    given = bind(node)
+    scale = 1 / math.sqrt(shape(given["query"])[-1]) if given["scale"] is None else given["scale"]
+    return given["query"], given["key"], given["attn_mask"], given["is_causal"], scale
 
 
 def share_gates(editor: Editor) -> None:
-    """gelu(x) = x r with the ratio r = (1 + erf(x / sqrt 2)) / 2 that its rule makes."""
+    """gelu(x) = x r with the ratio r that its rule makes."""
+    made = {node.args: node for node in editor.nodes(omenn.gelu_ratio.default)}
     for node in editor.nodes(aten.gelu.default):
-        if node.args[1:] or node.kwargs:
+        x, ratio = node.args[0], made.get(tuple(bind(node).values()))
+        if ratio is None:
             continue
-        at, chain = node.args[0], [aten.mul.Tensor, aten.erf.default, aten.add.Tensor, aten.mul.Tensor]
-        numbers: list[list[float]] = [[math.sqrt(0.5)], [], [1], [0.5]]
-        for step, rest in zip(chain, numbers, strict=True):
-            at = next((u for u in at.users if u.target is step and list(u.args[1:]) == rest), None)
-            if at is None:
-                break
-        if at is not None:
-            _hoist(editor, at, node)
-            with editor.before(node):
-                editor.replace(node, editor.call(aten.mul.Tensor, node.args[0], at))
-
-
-def _read_by(softmax: Any, depth: int = 8) -> set[Any]:
-    """The nodes that the scores of an attention are made of: what its product, scale and mask read."""
-    inside = {
-        aten.matmul.default, aten.mul.Tensor, aten.mul.Scalar, aten.transpose.int, aten.add.Tensor,
-        aten.masked_fill.Scalar, aten.bitwise_not.default, aten.nan_to_num.default,
-    }  # fmt: skip
-    found: set[Any] = set()
-    ahead = [(n, depth) for n in softmax.all_input_nodes]
-    while ahead:
-        node, left = ahead.pop()
-        if node.target in inside and left:
-            ahead += [(n, left - 1) for n in node.all_input_nodes]
-        else:
-            found.add(node)
-    return found
+        _hoist(editor, ratio, node)
+        with editor.before(node):
+            editor.replace(node, editor.call(aten.mul.Tensor, x, ratio))
 
 
 def _hoist(editor: Editor, node: Any, target: Any) -> None:
@@ -352,7 +327,7 @@ def _transposed_args(node: Any) -> list[Any]:
     return [a * n if isinstance(a, list) and len(a) == 1 else a for a in args]
 
 
-PASSES: tuple[Callable[[Editor], None], ...] = (
+PASSES: tuple[Pass, ...] = (
     drop_assertions,
     fold_constants,
     merge_equal_nodes,

@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from omenn_fx.capture.editor import Editor, shape
 
-aten = torch.ops.aten
+aten, omenn = torch.ops.aten, torch.ops.omenn
 _PADS = (aten.pad.default, aten.constant_pad_nd.default)
 _PRODUCTS = (aten.mul.Tensor, aten.div.Tensor)
 _SUMS = (aten.add.Tensor, aten.sub.Tensor)
@@ -201,7 +201,8 @@ def _same(a: Any, b: Any) -> bool:
 
 _ELEMENTWISE = (
     *_PRODUCTS, *_SUMS, aten.gelu.default, aten.relu.default, aten.erf.default, aten.tanh.default, aten.silu.default,
-    aten.sigmoid.default, aten.add_.Tensor, aten.to.dtype,
+    aten.sigmoid.default, aten.add_.Tensor, aten.to.dtype, omenn.relu_mask.default, omenn.saturation.default,
+    omenn.gelu_ratio.default, omenn.repaired_quotient.default,
 )  # fmt: skip
 
 

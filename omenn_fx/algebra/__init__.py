@@ -20,7 +20,19 @@ from omenn_fx.algebra.linear import (
     Weighted,
 )
 from omenn_fx.algebra.mass import Even, Mass, Product, Shape
-from omenn_fx.algebra.ruleset import Reference, Rule, RuleSet, name_set, omenn, rule, rule_set, rule_sets
+from omenn_fx.algebra.ruleset import (  # noqa: F401  (pickles of earlier versions name them)
+    Reference,
+    Rule,
+    RuleSet,
+    _derived,
+    _relined,
+    name_set,
+    omenn,
+    overload,
+    rule,
+    rule_set,
+    rule_sets,
+)
 
 __all__ = [
     "CONVOLUTION",

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from omenn_fx.algebra.composites import weighted_sum
+
 Tensor = torch.Tensor
 Shape = Sequence[Any]  # ints, or symbolic sizes of a graph that is being traced
 
@@ -154,9 +156,7 @@ def contract(g: Tensor, b: Tensor, dim: int, ndim: int) -> Tensor:
     """Sum g * b over `dim` (kept with size 1) without forming the product."""
     if dim == ndim - 1:
         return torch.matmul(g, b).unsqueeze(-1)
-    letters = "abcdefghijk"[:ndim]
-    rest = letters.replace(letters[dim], "")
-    return torch.einsum(f"{letters},{letters[dim]}->{rest}", g, b).unsqueeze(dim)
+    return weighted_sum(g, b, dim).unsqueeze(dim)
 
 
 Part = Even | Product

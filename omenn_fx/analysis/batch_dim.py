@@ -16,39 +16,15 @@ from torch import fx
 
 from omenn_fx.algebra.form import Slot
 from omenn_fx.algebra.mass import Mass, Product
+from omenn_fx.algebra.rows import APART, INDEXED, LETTERS, PERMUTED, REPEATED, VIEW, Rows
+from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.analysis.probe import rows_meet
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
 from omenn_fx.capture.sizes import hint, known, symbols
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError
 
 aten = torch.ops.aten
-_RESHAPES = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
-    aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.reshape_as.default,
-    aten.view_as.default, aten.ravel.default,
-}  # fmt: skip
-_CASTS = {aten.to.dtype, aten._to_copy.default, aten.to.device, aten.to.dtype_layout}
-_PERMUTES = {
-    aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default, aten.swapdims.default,
-    aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist, aten.mT.default, aten.mH.default,
-    aten.adjoint.default, aten.numpy_T.default,
-}  # fmt: skip
-_ALONG = {
-    aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int,
-    aten._log_softmax.default, aten.cumsum.default, aten.cummax.default, aten.cummin.default, aten.sort.default,
-    aten.sort.stable, aten.flip.default, aten.roll.default, aten.index_select.default, aten.gather.default,
-    aten.scatter_add.default, aten.scatter_reduce.two, aten.index_add.default, aten.scatter.src, aten.scatter.value,
-    aten.topk.default, aten.kthvalue.default, aten.median.dim, aten.logcumsumexp.default, aten.cumprod.default,
-    aten.index_copy.default, aten.index_fill.int_Scalar,
-}  # fmt: skip
-_INDEXED = {aten.index.Tensor, aten.index_put.default, aten._unsafe_index.Tensor}
-# operand -> the dimension of it that is summed over
-_CONTRACTS: dict[Any, dict[str, int]] = {
-    aten.matmul.default: {"self": -1, "other": -2}, aten.mm.default: {"self": -1, "mat2": -2},
-    aten.bmm.default: {"self": -1, "mat2": -2}, aten.mv.default: {"self": -1, "vec": -1},
-    aten.addmm.default: {"mat1": -1, "mat2": -2}, aten.baddbmm.default: {"batch1": -1, "batch2": -2},
-    aten.linear.default: {"input": -1},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,11 +99,11 @@ def layouts(tagged: Tagged) -> Layouts:
         layout: Layout | None = None
         for slot in tagged.slots[node]:
             at, before = found[slots[slot]], _hints(value_of(slots[slot]).shape)
-            following = _next(call, at, before, shape, symbolic, size)
+            following = _next(rule.rows, call, at, before, shape, symbolic, size)
             # a gather of constant rows; rows times columns
             fixed = any(symbols(s) - others for s in value_of(slots[slot]).shape) and not any(symbolic)
             apart = following is None or (layout is not None and layout.dim != following.dim)
-            if apart or fixed or _contracts(call, slot, at.dim, len(before)):
+            if apart or fixed or _meet(tagged.rules, node, slot, at.dim, len(before)):
                 raise MixedBatchError(place_of(node))
             layout = layout or following
         if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
@@ -152,23 +128,21 @@ def _hints(shape: Sequence[Any]) -> list[int]:
 
 
 def _next(
-    call: fx.Node, at: Layout, before: list[int], shape: list[int], symbolic: list[bool], size: int
+    rows: Rows | None, call: fx.Node, at: Layout, before: list[int], shape: list[int], symbolic: list[bool], size: int
 ) -> Layout | None:
     if not shape:
         return None
-    if call.target in _RESHAPES:
+    if rows is VIEW:
         return _reshaped(at, before, shape, size)
-    if call.target in _PERMUTES:
+    if rows is PERMUTED:
         return Layout(_permuted(call, at.dim, len(before)), at.outer, at.inner)
-    if _mixes(call, at.dim, len(before)):
-        return None
-    if call.target is aten.repeat_interleave.self_int and shape[at.dim : at.dim + 1] != before[at.dim : at.dim + 1]:
+    if rows is REPEATED and shape[at.dim : at.dim + 1] != before[at.dim : at.dim + 1]:
         return Layout(at.dim, at.outer, shape[at.dim] // (size * at.outer))  # the copies are innermost
     if any(symbolic):
         candidates = [d for d, s in enumerate(symbolic) if s]
     else:
         candidates = [d for d, s in enumerate(shape) if s % size == 0 and s]
-    if len(shape) == len(before) and at.dim in candidates and call.target is not aten.einsum.default:
+    if len(shape) == len(before) and at.dim in candidates and rows is not LETTERS:
         return Layout(at.dim, shape[at.dim] // (size * at.inner), at.inner)  # a cat puts the copies outermost
     same = [d for d in candidates if shape[d] == before[at.dim]]
     aligned = at.dim + len(shape) - len(before)
@@ -180,27 +154,6 @@ def _next(
     if len(candidates) == 1:
         return Layout(candidates[0], shape[candidates[0]] // (size * at.inner), at.inner)
     return None
-
-
-def _contracts(call: fx.Node, slot: Slot, batch: int, ndim: int) -> bool:
-    """Whether a product of matrices or a convolution sums over the batch of one of its operands."""
-    if str(call.target).startswith("aten.conv"):
-        return batch != 0
-    if call.target is aten.einsum.default:
-        return _sums_letter(str(call.args[0]), slot.index or 0, batch, ndim)
-    dim = _CONTRACTS.get(call.target, {}).get(slot.name)
-    return dim is not None and max(ndim + dim, 0) == batch
-
-
-def _sums_letter(equation: str, index: int, batch: int, ndim: int) -> bool:
-    """Whether an einsum sums over a dimension of one of its operands. Letters behind an ellipsis count from the end."""
-    operands, arrow, result = equation.replace(" ", "").partition("->")
-    before, ellipsis, after = operands.split(",")[index].partition("...")
-    letter = before[batch : batch + 1]
-    if ellipsis and not letter:
-        letter = after[len(after) + batch - ndim :][:1] if batch >= ndim - len(after) else ""
-    kept = result if arrow else "".join(c for c in operands if operands.count(c) == 1)
-    return bool(letter) and letter not in kept
 
 
 def mixed(forward: Callable[..., Any], each: Callable[..., Any], leaves: Sequence[Any]) -> bool:
@@ -221,30 +174,27 @@ def mixed(forward: Callable[..., Any], each: Callable[..., Any], leaves: Sequenc
     return False
 
 
-def _mixes(call: fx.Node, batch: int, ndim: int) -> bool:
-    """Whether an operator that keeps all shapes works along the batch."""
-    operands = bind(call)
-    if call.target in _INDEXED:
+def _meet(rules: RuleSet, node: fx.Node, slot: Slot, batch: int, ndim: int) -> bool:
+    """Whether an operator works along the dimension of the batch of one of its operands."""
+    call = producer(node)[0]
+    operands, rule = bind(call), rules[call.target]
+    if rule.rows is None:
+        return rows_meet(node, slot, batch)
+    if rule.rows is INDEXED:
         index = operands["indices"][batch] if batch < len(operands["indices"]) else None
-        return index is not None and not _every_row(index)
-    if "normalized_shape" in operands:
-        return batch >= ndim - len(operands["normalized_shape"])
-    if "kernel_size" in operands:
-        return batch >= ndim - len(operands["kernel_size"])
-    if call.target not in _ALONG:
-        return False
-    dims: Any = operands.get("dims", operands.get("dim"))
-    listed = [dims] if isinstance(dims, int) else list(dims or range(ndim))
-    return batch in [d % ndim for d in listed]
+        return index is not None and not _every_row(rules, index)
+    return rule.rows.meet(operands, slot, batch, ndim)
 
 
-def _every_row(index: fx.Node) -> bool:
+def _every_row(rules: RuleSet, index: fx.Node) -> bool:
     """Whether an index leaves each row its own: 0, 1, 2, ... in x[arange(N), labels], or a mask that is written to."""
     if value_of(index).dtype == torch.bool:
         return True
     starts = {aten.arange.default: (), aten.arange.start: (0,), aten.arange.start_step: (0,)}
-    while index.target in _RESHAPES or index.target in _CASTS or index.target is aten.slice.Tensor:
-        index = index.all_input_nodes[0]
+    rule = rules.get(index.target)
+    while rule is not None and rule.sign == "kept" and rule.rows in (VIEW, APART) and len(index.all_input_nodes) == 1:
+        index = index.all_input_nodes[0]  # views, casts and slices
+        rule = rules.get(index.target)
     return (
         index.target in starts
         and index.args[: len(starts[index.target])] == starts[index.target]

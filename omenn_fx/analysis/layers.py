@@ -9,7 +9,6 @@ import torch
 from torch import fx
 
 from omenn_fx.algebra.layer import Layer, Treated
-from omenn_fx.algebra.ruleset import Rule
 from omenn_fx.analysis.roles import Role, Tagged
 from omenn_fx.capture.nodes import bind, place_of, producer, read_by, slots_of
 
@@ -33,13 +32,13 @@ def stand_ins(tagged: Tagged) -> dict[str, list[fx.Node]]:
     found: dict[str, list[fx.Node]] = {}
     rules = tagged.rules
     for node in tagged.content if rules.lines or rules.reference is not None else ():
-        rule, op = _rule(tagged, node), producer(node)[0].target
-        if rule is None or node in tagged.treatments or op in rules.same:
+        rule, op = tagged.rule(node), producer(node)[0].target
+        if rule is None or node in tagged.treatments or rules.speaks_of(rule):
             continue
         held = any(_live(tagged, n) for n in _others(tagged, node))
         several = len(tagged.slots[node]) > 1 and rule.product
         untreated = rule.layer if rules.lines else None
-        if held or (not rules.says(op) and (rule.dynamic or several or untreated)):
+        if held or (not rules.says(op) and (several or untreated or tagged.is_dynamic(node))):
             found.setdefault(str(op), []).append(node)
     return found
 
@@ -70,20 +69,16 @@ def _kinds(tagged: Tagged) -> dict[fx.Node, str]:
     """The content nodes with constant weights, and what they are."""
     found = {}
     for node in tagged.content:
-        rule = _rule(tagged, node)
+        rule = tagged.rule(node)
         constant = not any(_live(tagged, n) for n in _others(tagged, node))
         if rule is not None and rule.layer and len(tagged.slots[node]) == 1 and constant:
             found[node] = rule.layer
     return found
 
 
-def _rule(tagged: Tagged, node: fx.Node) -> Rule | None:
-    return None if node in tagged.sources.values() else tagged.rules.get(producer(node)[0].target)
-
-
 def operands(tagged: Tagged, node: fx.Node) -> list[fx.Node]:
     """The content operands of a node."""
-    rule = _rule(tagged, node)
+    rule = tagged.rule(node)
     if rule is None:
         return []
     slots = dict(slots_of(producer(node)[0], rule))
@@ -93,7 +88,7 @@ def operands(tagged: Tagged, node: fx.Node) -> list[fx.Node]:
 def _others(tagged: Tagged, node: fx.Node) -> list[fx.Node]:
     """The operands of a node that it reads and that carry no content into it."""
     content = operands(tagged, node)
-    return [n for n in read_by(producer(node)[0], _rule(tagged, node)) if n not in content]
+    return [n for n in read_by(producer(node)[0], tagged.rule(node)) if n not in content]
 
 
 def _live(tagged: Tagged, node: fx.Node) -> bool:
@@ -124,7 +119,7 @@ def _positive(tagged: Tagged) -> set[fx.Node]:
 
 def _sign(tagged: Tagged, node: fx.Node) -> str | None:
     """What the rule set knows of the sign of a node's result."""
-    rule = _rule(tagged, node) if node in tagged.role else None
+    rule = tagged.rule(node) if node in tagged.role else None
     if rule is None:
         return None
     return rule.sign(bind(producer(node)[0])) if callable(rule.sign) else rule.sign

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import ExportedProgram
 
-from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.algebra.bias_policy import POLICIES, Policy
+from omenn_fx.algebra.ruleset import RuleSet, rule_set
 from omenn_fx.analysis.batch_dim import Layouts, layouts
 from omenn_fx.analysis.endpoints import Explain, Output, select_output, select_sources
 from omenn_fx.analysis.layers import treatments
-from omenn_fx.analysis.reference import add_reference
+from omenn_fx.analysis.reference import with_reference
 from omenn_fx.analysis.roles import Tagged, tag
 from omenn_fx.capture.captured import Captured, capture
 from omenn_fx.capture.fold_norms import fold_batch_norms
@@ -31,7 +32,11 @@ log = logging.getLogger("omenn_fx")
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, as in `transform`."""
+    """What the user asked for, as in `transform`, and the one list of its defaults.
+
+    Raises:
+        ValueError: there is no such bias policy.
+    """
 
     rules: RuleSet
     explain: Explain = None
@@ -40,11 +45,26 @@ class Request:
     dynamic_batch: bool = True
     batched: bool = True
     free: tuple[str, ...] = ()  # sizes that stay free beside the batch
+    bias: str = "carrier"
+
+    def __post_init__(self) -> None:
+        if self.bias not in POLICIES:
+            raise ValueError(f"bias='{self.bias}': a bias policy is one of {', '.join(POLICIES)}")
+
+    @classmethod
+    def of(cls, rules: str | RuleSet = "omenn", roles: Mapping[str, str] | None = None, **others: Any) -> Request:
+        """A request whose rule set is given by name or itself. Raises ValueError where there is none of that name."""
+        return cls(rule_set(rules), roles=dict(roles or {}), **others)
+
+    @property
+    def policy(self) -> Policy | None:
+        """The way bias mass goes; None where it is not carried."""
+        return POLICIES[self.bias]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """As far as it came: `error` is what stopped it."""
+    """The finished parts, as far as it came; `error` is what stopped it."""
 
     request: Request
     captured: Captured | None = None
@@ -62,39 +82,44 @@ def make_plan(
     symbolic = plan.captured is not None and plan.captured.dynamic_batch
     if not isinstance(plan.error, MixedBatchError) or not one or not symbolic:
         return plan
-    log.warning("captured at a fixed batch of one: %s", str(plan.error).splitlines()[0])
+    where = "".join(f" at {place.label}" for place in plan.error.places)
+    log.warning("captured at a fixed batch of one: the samples of a batch reach each other%s", where)
     return _filled(source, args, kwargs, request, dynamic_batch=False)
 
 
 def _filled(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request, dynamic_batch: bool) -> Plan:
     """A plan, as far as it comes."""
-    plan = Plan(request)
+    captured = tagged = None
     try:
-        _fill(plan, source, args, kwargs, dynamic_batch)
+        captured = _capture(source, args, kwargs, request, dynamic_batch)
+        tagged = _tag(captured, request)
+        tagged.require_rules()
+        tagged = replace(tagged, treatments=treatments(tagged))
+        layout = layouts(tagged)
+        if request.rules.reference is not None:
+            tagged = with_reference(tagged)
     except OmennError as error:
-        plan.error = error
-    return plan
+        return Plan(request, captured, tagged, error=error)
+    return Plan(request, captured, tagged, layout)
 
 
-def _fill(plan: Plan, source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool) -> None:
-    request = plan.request
+def _capture(
+    source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request, dynamic_batch: bool
+) -> Captured:
     try:
-        plan.captured = capture(source, args, kwargs, request.rules, dynamic_batch, request.batched, request.free)
+        captured = capture(source, args, kwargs, request.rules, dynamic_batch, request.batched, request.free)
     except CaptureError as error:
         problem = _misfit(source, pytree.tree_leaves((args, kwargs)))
         if problem is None:
             raise
-        raise InputError(f"{problem}\n  {error}") from error
-    if request.rules.folds_norms:
-        fold_batch_norms(plan.captured)
-    sources = select_sources(plan.captured, request.rules, request.explain)
-    output = select_output(plan.captured, request.output)
-    plan.tagged = tag(plan.captured, request.rules, sources, output, request.roles)
-    plan.tagged.require_rules()
-    plan.tagged.treatments = treatments(plan.tagged)
-    plan.layout = layouts(plan.tagged)
-    if request.rules.reference is not None:
-        add_reference(plan.tagged)
+        raise InputError(f"{problem}\n  {error.reason}") from error
+    return fold_batch_norms(captured) if request.rules.folds_norms else captured
+
+
+def _tag(captured: Captured, request: Request) -> Tagged:
+    sources = select_sources(captured, request.rules, request.explain)
+    output = select_output(captured, request.output)
+    return tag(captured, request.rules, sources, output, request.roles)
 
 
 def _misfit(source: Any, leaves: list[Any]) -> str | None:

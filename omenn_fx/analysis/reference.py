@@ -6,6 +6,7 @@ read it. What no explained input reaches is the same in both.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,19 +14,21 @@ from torch import fx
 
 from omenn_fx.algebra.ruleset import Reference
 from omenn_fx.analysis.roles import Role, Tagged
-from omenn_fx.capture.nodes import producer, value_of
+from omenn_fx.capture.nodes import free_name, producer, value_of
 from omenn_fx.capture.sizes import hint
+from omenn_fx.compat import fake_mode_of
 from omenn_fx.errors import InputError
 
 aten = torch.ops.aten
 
 
-def add_reference(tagged: Tagged) -> None:
-    """Add the forward on the set's reference to a tagged graph, in place; `tagged.reference` tells what stands where.
+def with_reference(tagged: Tagged) -> Tagged:
+    """A tagged graph with the forward on the set's reference; its `reference` tells what stands where.
 
-    Raises InputError where the reference does not fit an explained input.
+    Takes over the graph that it is given: new nodes stand between those that roles and layouts are known of, so that a
+    copy would need all of them anew. Raises InputError where the reference does not fit an explained input.
     """
-    graph, copies, wanted = tagged.captured.graph, tagged.reference, _wanted(tagged)
+    graph, wanted, copies = tagged.captured.graph, _wanted(tagged), dict[fx.Node, fx.Node]()
     last = [n for n in graph.nodes if n.op == "placeholder"][-1]
     for source in tagged.sources.values():
         with graph.inserting_after(last if source.op == "placeholder" else source):
@@ -36,9 +39,10 @@ def add_reference(tagged: Tagged) -> None:
         with graph.inserting_before(node):
             copies[node] = graph.create_node(node.op, node.target, args, kwargs, f"{node.name}_reference")
         copies[node].meta = dict(node.meta)
-    tagged.role |= dict.fromkeys(set(graph.nodes) - set(tagged.role), Role.CONSTANT)
     graph.lint()
     tagged.captured.module.recompile()
+    role = dict.fromkeys(graph.nodes, Role.CONSTANT) | dict(tagged.role)
+    return replace(tagged, role=role, reference=copies)
 
 
 def _wanted(tagged: Tagged) -> set[fx.Node]:
@@ -66,10 +70,10 @@ def _input(tagged: Tagged, source: fx.Node) -> fx.Node:
         node = graph.create_node("call_function", aten.full_like.default, (source, reference), {}, name)
         node.meta = dict(source.meta)
         return node
-    tagged.captured.module.register_buffer(name, _constant(tagged, source, reference))
-    constant = graph.get_attr(name)
-    fake = getattr(value_of(source), "fake_mode", None)
-    value = getattr(tagged.captured.module, name)
+    value, own = _constant(tagged, source, reference), free_name(tagged.captured.module, name)
+    tagged.captured.module.register_buffer(own, value)
+    constant = graph.get_attr(own)
+    fake = fake_mode_of(value_of(source))
     constant.meta["val"] = value if fake is None else fake.from_tensor(value, static_shapes=True)
     with graph.inserting_after(constant):
         node = graph.create_node("call_function", aten.expand_as.default, (constant, source), {}, name)

@@ -18,8 +18,9 @@ from torch import fx
 from omenn_fx.algebra.form import Slot
 from omenn_fx.algebra.layer import Treated
 from omenn_fx.algebra.ruleset import Rule, RuleSet
+from omenn_fx.analysis.probe import depends_on_content
 from omenn_fx.capture.captured import Captured
-from omenn_fx.capture.nodes import bind, place_of, producer, read_by, slots_of, value_of
+from omenn_fx.capture.nodes import bind, is_value, place_of, producer, read_by, slots_of, value_of
 from omenn_fx.errors import InputError, NoContentError, UnsupportedOpError
 
 if TYPE_CHECKING:
@@ -43,21 +44,30 @@ class Decision:
     reason: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tagged:
     """A captured graph with its roles: everything the affine twin needs to know."""
 
     captured: Captured
     rules: RuleSet
-    sources: dict[str, fx.Node]  # explained input -> the node whose value is explained
+    sources: Mapping[str, fx.Node]  # explained input -> the node whose value is explained
     output: fx.Node
-    role: dict[fx.Node, Role]
-    slots: dict[fx.Node, tuple[Slot, ...]]  # content node -> its content operands
-    decisions: list[Decision] = field(default_factory=list)
-    opaque: list[tuple[str, str]] = field(default_factory=list)  # (reader, live operand added as a bias)
-    missing: list[fx.Node] = field(default_factory=list)  # content nodes whose operator has no rule
-    treatments: dict[fx.Node, Treated] = field(default_factory=dict)  # layers that the rule set treats in its own way
-    reference: dict[fx.Node, fx.Node] = field(default_factory=dict)  # node -> its value at the rule set's reference
+    role: Mapping[fx.Node, Role]
+    slots: Mapping[fx.Node, tuple[Slot, ...]]  # content node -> its content operands
+    decisions: tuple[Decision, ...] = ()
+    opaque: tuple[tuple[str, str], ...] = ()  # (reader, live operand added as a bias)
+    missing: tuple[fx.Node, ...] = ()  # content nodes whose operator has no rule
+    treatments: Mapping[fx.Node, Treated] = field(default_factory=dict)  # layers that the rule set treats its own way
+    reference: Mapping[fx.Node, fx.Node] = field(default_factory=dict)  # node -> its value at the rule set's reference
+
+    def rule(self, node: fx.Node) -> Rule | None:
+        """The rule of the operator behind a content node; None of a source, which needs none."""
+        return None if node in self.sources.values() else self.rules.get(producer(node)[0].target)
+
+    def is_dynamic(self, node: fx.Node) -> bool:
+        """Whether W or b of a content node depends on the content itself: stated by its rule, or found by trying it."""
+        rule = self.rule(node)
+        return rule is not None and depends_on_content(node, rule, self.slots[node])
 
     @property
     def content(self) -> list[fx.Node]:
@@ -97,6 +107,7 @@ class _Tagger:
         self.captured, self.rules, self.sources, self.output = captured, rules, dict(sources), output
         self.order = {n: i for i, n in enumerate(captured.graph.nodes)}
         self.forced = self._match(overrides)
+        self._probed: dict[fx.Node, bool] = {}
         self.live = self._reached()
         self.carrying: set[fx.Node] = set(self.sources.values())
         self._carry()
@@ -109,7 +120,7 @@ class _Tagger:
             raise self._no_content()
         slots = self._decide()
         sources = set(self.sources.values())
-        missing = [n for n in self.order if n in slots and n not in sources and self._rule(producer(n)[0]) is None]
+        missing = (n for n in self.order if n in slots and n not in sources and self._rule(producer(n)[0]) is None)
         role = {
             n: Role.CONTENT if n in slots else Role.COEFFICIENT if n in self.live else Role.CONSTANT for n in self.order
         }
@@ -120,9 +131,9 @@ class _Tagger:
             self.output,
             role,
             slots,
-            self.decisions[::-1],
-            self.opaque[::-1],
-            missing,
+            tuple(self.decisions[::-1]),
+            tuple(self.opaque[::-1]),
+            tuple(missing),
         )
 
     def _rule(self, call: fx.Node) -> Rule | None:
@@ -132,11 +143,19 @@ class _Tagger:
             return None
         if not rule.complex and rule.form is not None and any(_is_complex(n) for n in (call, *call.all_input_nodes)):
             return None
-        return None if rule.total and self._reaches_beside(call, rule) else rule
+        if rule.total and self._reaches_beside(call, rule):
+            return None
+        return None if rule.fixed and self._depends_on_content(call, rule) else rule
 
     def _reaches_beside(self, call: fx.Node, rule: Rule) -> bool:
         """Whether content could reach an operand that the rule holds fixed."""
         return any(o in self.carrying for o in read_by(call, rule, besides=rule.content))
+
+    def _depends_on_content(self, call: fx.Node, rule: Rule) -> bool:
+        if call not in self._probed:
+            content = tuple(slot for slot, _ in slots_of(call, rule))
+            self._probed[call] = depends_on_content(call, rule, content)
+        return self._probed[call]
 
     def _match(self, overrides: Mapping[str, str]) -> dict[fx.Node, str]:
         forced: dict[fx.Node, str] = {}
@@ -171,7 +190,7 @@ class _Tagger:
         edges.add_nodes_from(self.sources.values())
         for node in self.captured.graph.nodes:
             rule = self.rules.get(node.target)
-            if _is_value(node):
+            if is_value(node):
                 edges.add_edges_from((operand, node) for operand in read_by(node, rule))
         return edges
 
@@ -260,22 +279,13 @@ class _Tagger:
         if self.output not in self.live:
             return NoContentError(f"the explained output '{self.output.name}' does not depend on {inputs} at all")
         behind = nx.ancestors(self._edges(), self.output)
-        stops = [n for n in self.order if n in behind and n in self.live and n not in self.carrying and _is_value(n)]
+        stops = [n for n in self.order if n in behind and n in self.live and n not in self.carrying and is_value(n)]
         place = place_of(producer(stops[0] if stops else self.output)[0])
         return NoContentError(
             f"no floating-point path of content leads from {inputs} to the output '{self.output.name}'; content "
             f"ends at {place}",
             place,
         )
-
-
-_NUMBERS = {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}
-
-
-def _is_value(node: fx.Node) -> bool:
-    """Tensors, tuples of tensors, and numbers taken out of a tensor: a size read from one is no value of it."""
-    value = value_of(node)
-    return isinstance(value, (torch.Tensor, tuple, list, torch.SymFloat)) or node.target in _NUMBERS
 
 
 def _is_floating(node: fx.Node) -> bool:

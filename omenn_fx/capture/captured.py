@@ -8,51 +8,50 @@ operator without a rule, pays for `run_decompositions`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from omenn_fx.algebra.aliases import canonical
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.capture.nodes import place_of
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
-from omenn_fx.capture.torch_export import export, quiet, require_eval
+from omenn_fx.capture.torch_export import export, own_path, own_stack, quiet, require_eval
+from omenn_fx.compat import HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
 aten = torch.ops.aten
-_PRODUCTS = {
-    aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default,
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-}  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class Captured:
     """A model as one graph: placeholders are the leaves of (args, kwargs), the output is a tuple of leaves."""
 
     module: fx.GraphModule
-    inputs: list[fx.Node]
-    outputs: list[Any]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[Any, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     batch: Any  # symbolic size of the batch, the fixed int, or None where all inputs are one sample
     dynamic_batch: bool
     widened: bool = False  # a float64 model whose casts to float32 were made float64
     mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
+    shapes: tuple[tuple[str | int, ...], ...] = field(init=False)  # of each input, free sizes by name
 
     def __post_init__(self) -> None:
-        # Of each input, free sizes by name: torch.compile would read a symbol as the number that it was found at.
+        # Names of free sizes are found now: torch.compile would read a symbol as the number that it was found at.
         values = [n.meta.get("val") for n in self.inputs]
-        self.shapes = [
-            [str(s) if is_symbolic(s) else int(s) for s in v.shape] if isinstance(v, torch.Tensor) else []
+        shapes = tuple(
+            tuple(str(s) if is_symbolic(s) else int(s) for s in v.shape) if isinstance(v, torch.Tensor) else ()
             for v in values
-        ]
+        )
+        object.__setattr__(self, "shapes", shapes)
 
     @property
     def graph(self) -> fx.Graph:
@@ -78,7 +77,7 @@ def capture(
         require_eval(source)
         program = export(source, args, dict(kwargs), dynamic_batch and batched, free)
         drop_inference_no_ops(program.graph)
-        functional = functionalize(program.graph, program.graph_signature.user_inputs)
+        functional = functionalize(program.graph, program.graph_signature.user_inputs, rules)
     if not functional or _needs_decomposition(program, rules):
         table = torch.export.default_decompositions()
         for op in [op for op in table if op in rules]:
@@ -89,14 +88,15 @@ def capture(
         # Ordered side effects (error checks of linear algebra) have no affine form: name the operator as it was.
         program = program if effects and functional else decomposed
     captured = _flatten(program, batched)
-    _require_one_dtype(captured)
+    _require_one_dtype(captured, rules)
     return captured
 
 
-def _require_one_dtype(captured: Captured) -> None:
+def _require_one_dtype(captured: Captured, rules: RuleSet) -> None:
     """Products of two dtypes, which shapes alone do not refuse and kernels do. Raises InputError with the line."""
     for node in captured.graph.nodes:
-        if node.target not in _PRODUCTS:
+        rule = rules.get(node.target)
+        if rule is None or rule.layer is None:
             continue
         values = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), torch.Tensor)]
         dtypes = sorted({str(v.dtype) for v in values if v.is_floating_point()})
@@ -109,8 +109,8 @@ def _require_one_dtype(captured: Captured) -> None:
 
 def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
     """Whether an operator that the user's input reaches has no rule, so that its decomposition may have."""
-    live = input_dependent(program.graph, program.graph_signature.user_inputs)
-    operators = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
+    live = input_dependent(program.graph, program.graph_signature.user_inputs, rules)
+    operators = (OpOverload, HigherOrderOperator)
     return any(
         isinstance(node.target, operators) and node.target not in rules and not _shape_only(node) for node in live
     )
@@ -128,32 +128,35 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     placeholders = program.graph.find_nodes(op="placeholder")
     double = any(isinstance(v := n.meta.get("val"), torch.Tensor) and v.dtype == torch.float64 for n in placeholders)
     env: dict[fx.Node, Any] = _inputs_and_constants(program, root, graph)
-    inputs = [node for node in env.values() if node.op == "placeholder"]
-    outputs: list[Any] = []
+    inputs = tuple(node for node in env.values() if node.op == "placeholder")
+    outputs: tuple[Any, ...] = ()
     widened = False
     for node in program.graph.nodes:
         if node.op == "output":
             leaves = zip(program.graph_signature.output_specs, node.args[0], strict=True)
-            outputs = [
+            outputs = tuple(
                 env.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf
                 for spec, leaf in leaves
                 if spec.kind == OutputKind.USER_OUTPUT
-            ]
+            )
         elif node.op == "get_attr":
             _assign(root, node.target, _attribute(program.graph_module, node.target))
             env[node] = graph.node_copy(node, env.__getitem__)
         elif node.op != "placeholder" and "_assert" not in str(node.target):
-            env[node] = graph.node_copy(node, env.__getitem__)
+            env[node] = canonicalised(graph.node_copy(node, env.__getitem__))
             widened = double and (_widen(env[node]) or widened)
             if widened:
                 _refresh(env[node])
-    graph.output(tuple(outputs))
+    graph.output(outputs)
+    for node in graph.nodes:
+        if "nn_module_stack" in node.meta:
+            node.meta["nn_module_stack"] = own_stack(node.meta["nn_module_stack"])
     module = fx.GraphModule(root, graph)
     symbol = batch_symbol(program) if batched else None
     batch = symbol if symbol is not None or not batched else batch_size([n.meta.get("val") for n in inputs])
     spec = program.call_spec
     changes = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
-    mutated = tuple(str(s.target) for s in program.graph_signature.output_specs if s.kind in changes)
+    mutated = tuple(own_path(str(s.target)) for s in program.graph_signature.output_specs if s.kind in changes)
     return Captured(module, inputs, outputs, spec.in_spec, spec.out_spec, batch, symbol is not None, widened, mutated)
 
 
@@ -169,10 +172,21 @@ def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.G
             tensor = program.state_dict.get(target, program.constants.get(target))
             if not isinstance(tensor, torch.Tensor):
                 raise CaptureError(f"the model holds '{target}', which is not a tensor ({type(tensor).__name__})")
-            _assign(root, target, tensor)
-            env[node] = graph.create_node("get_attr", target, name=target.replace(".", "_"))
+            path = own_path(target)
+            _assign(root, path, tensor)
+            env[node] = graph.create_node("get_attr", path, name=path.replace(".", "_"))
         env[node].meta = dict(node.meta)
     return env
+
+
+def canonicalised(node: fx.Node) -> fx.Node:
+    """A call of an alias becomes one of the operator that it is another name of, in place."""
+    alias: Any = node.target
+    operator = canonical(alias)
+    if operator is not alias:
+        names = {a.name: b.name for a, b in zip(alias._schema.arguments, operator._schema.arguments, strict=True)}
+        node.target, node.kwargs = operator, {names[name]: value for name, value in node.kwargs.items()}
+    return node
 
 
 def _widen(node: fx.Node) -> bool:
@@ -190,10 +204,10 @@ def _widen(node: fx.Node) -> bool:
 def _refresh(node: fx.Node) -> None:
     """Recorded shapes and dtypes behind a widened cast."""
     values = pytree.tree_leaves([n.meta.get("val") for n in node.all_input_nodes])  # a getitem reads a tuple
-    mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+    mode = next((mode for v in values if (mode := fake_mode_of(v)) is not None), None)
     if mode is not None and callable(node.target):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        with mode, torch.no_grad():
+        with mode, enable_python_dispatcher(), torch.no_grad():  # torch 2.11's own kernels ask for fixed sizes
             node.meta["val"] = node.target(*args, **kwargs)
 
 

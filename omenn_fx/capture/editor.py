@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
+
+from omenn_fx.compat import fake_mode_of, without_guards
 
 Tensor = torch.Tensor
 
@@ -18,14 +20,21 @@ class Editor:
 
     def __init__(self, module: fx.GraphModule):
         self.module, self.graph = module, module.graph
-        values = (n.meta.get("val") for n in self.graph.nodes)
-        self.fake_mode = next(v.fake_mode for v in values if isinstance(v, FakeTensor))
+        modes = (fake_mode_of(n.meta.get("val")) for n in self.graph.nodes)
+        self.fake_mode = next(mode for mode in modes if mode is not None)
+        self.rewritten = 0  # nodes so far
         self._fresh = sum(1 for name, _ in module.named_buffers() if name.startswith("folded_"))
 
-    def run(self, passes: Iterable[Callable[[Editor], None]]) -> fx.GraphModule:
-        """Run passes one after the other, each followed by the removal of what nothing reads any more."""
+    def run(self, passes: Iterable[Pass]) -> fx.GraphModule:
+        """Run passes one after the other, each followed by the removal of what nothing reads any more.
+
+        `module.meta["rewritten"]` counts the nodes that each has rewritten, by its name.
+        """
+        counts = self.module.meta.setdefault("rewritten", Counter())
         for change in passes:
+            before = self.rewritten
             change(self)
+            counts[change.__name__] += self.rewritten - before
             self.graph.eliminate_dead_code()
         self.graph.lint()
         self.module.recompile()
@@ -68,15 +77,32 @@ class Editor:
         kept = ("nn_module_stack", "stack_trace", "omenn")
         node.meta = {key: self._like.meta[key] for key in kept if key in self._like.meta}
         values: Any = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        sizes = self.fake_mode.shape_env
-        unguarded = nullcontext() if sizes is None else sizes.suppress_guards()  # or a free batch gets fixed
-        with unguarded, self.fake_mode, torch.no_grad():
+        with without_guards(self.fake_mode), self.fake_mode, torch.no_grad():
             node.meta["val"] = op(*values[0], **values[1])
         return node
 
     def replace(self, old: Any, new: fx.Node) -> None:
+        """All that read a node read another one."""
         old.replace_all_uses_with(new)
-        self.graph.erase_node(old)
+        self.erase(old)
+
+    def redirect(self, old: Any, new: fx.Node, chosen: Callable[[fx.Node], bool]) -> None:
+        """Chosen readers of a node read another one."""
+        old.replace_all_uses_with(new, delete_user_cb=chosen)
+        self.rewritten += 1
+
+    def erase(self, node: Any) -> None:
+        """Remove a node that nothing reads."""
+        self.graph.erase_node(node)
+        self.rewritten += 1
+
+    def rewire(self, node: Any, *args: Any) -> None:
+        """Give a node other operands."""
+        node.args = args
+        self.rewritten += 1
+
+
+Pass = Callable[[Editor], None]
 
 
 def shape(node: Any) -> Any:

@@ -5,6 +5,7 @@ The weights are made in the graph, of the model's own: a model that is changed o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,22 +21,23 @@ _LAYERS = (
 )  # fmt: skip
 
 
-def fold_batch_norms(captured: Captured) -> None:
-    """norm(W x + b) = (s W) x + (b - mean) s + beta with s = gamma / sigma, in place."""
-    editor = Editor(captured.module)
+def fold_batch_norms(captured: Captured) -> Captured:
+    """norm(W x + b) = (s W) x + (b - mean) s + beta with s = gamma / sigma. Takes over the graph that it is given."""
+    editor, outputs = Editor(captured.module), captured.outputs
     for norm in editor.nodes(aten.batch_norm.default):
         layer = norm.args[0]
-        if layer.target not in _LAYERS or len(layer.users) > 1 or layer in captured.outputs:
+        if layer.target not in _LAYERS or len(layer.users) > 1 or layer in outputs:
             continue
         with editor.before(norm):
             editor.like(layer)
             weight, bias = _folded(editor, norm, layer)
             folded = editor.call(layer.target, layer.args[0], weight, bias, *layer.args[3:])
-            captured.outputs = [folded if node is norm else node for node in captured.outputs]
+            outputs = tuple(folded if node is norm else node for node in outputs)
             editor.replace(norm, folded)
     captured.graph.eliminate_dead_code()
     captured.graph.lint()
     captured.module.recompile()
+    return replace(captured, outputs=outputs)
 
 
 def _folded(editor: Editor, norm: Any, layer: Any) -> tuple[fx.Node, fx.Node]:

@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.capture.nodes import is_value, read_by
+from omenn_fx.compat import OpOverload
+
 aten = torch.ops.aten
 
 # Operators that return their argument itself in inference, without saying so in their schema.
@@ -26,21 +30,11 @@ _DROPOUT = {
 _SILENT_ALIAS = {aten.type_as.default}
 
 
-_SHAPE_ONLY = {
-    getattr(getattr(aten, name), overload)
-    for name, overload in (
-        ("new_zeros", "default"), ("new_ones", "default"), ("new_full", "default"), ("new_empty", "default"),
-        ("zeros_like", "default"), ("ones_like", "default"), ("full_like", "default"), ("empty_like", "default"),
-        ("sym_size", "int"),
-    )
-}  # fmt: skip
-
-
-def input_dependent(graph: fx.Graph, inputs: Collection[str]) -> set[fx.Node]:
+def input_dependent(graph: fx.Graph, inputs: Collection[str], rules: RuleSet) -> set[fx.Node]:
     """Nodes whose values (not only shapes) depend on the user's inputs, given by placeholder names."""
     live: set[fx.Node] = set()
     for node in graph.nodes:
-        reached = node.target not in _SHAPE_ONLY and any(n in live for n in node.all_input_nodes)
+        reached = is_value(node) and any(n in live for n in read_by(node, rules.get(node.target)))
         if reached or (node.op == "placeholder" and node.name in inputs):
             live.add(node)
     return live
@@ -54,9 +48,9 @@ def drop_inference_no_ops(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def functionalize(graph: fx.Graph, inputs: Collection[str]) -> bool:
+def functionalize(graph: fx.Graph, inputs: Collection[str], rules: RuleSet) -> bool:
     """Replace the in-place operators in order. False at the first that writes memory another name still reads."""
-    live = input_dependent(graph, inputs)
+    live = input_dependent(graph, inputs, rules)
     order = {node: i for i, node in enumerate(graph.nodes)}
     memory: dict[fx.Node, int] = {}  # which storage a value lies in
     members: dict[int, list[fx.Node]] = {}
@@ -88,7 +82,7 @@ def functionalize(graph: fx.Graph, inputs: Collection[str]) -> bool:
 
 
 def _written(node: fx.Node) -> list[str]:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return []
     return [a.name for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
@@ -97,7 +91,7 @@ def _viewed(node: fx.Node) -> fx.Node | None:
     """The value whose memory the result of a node may share."""
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
         return None
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return node.args[0]  # getitem of a tuple of views
     aliases = any(r.alias_info is not None for r in node.target._schema.returns)
     return node.args[0] if aliases or node.target in _SILENT_ALIAS else None

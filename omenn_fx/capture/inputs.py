@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import nn
 
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.nodes import value_of
@@ -47,6 +49,15 @@ def check_leaves(leaves: Sequence[Any]) -> None:
             raise InputError(f"an input is a {type(leaf).__name__}, not a torch.Tensor; convert it first")
     if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
         raise InputError("no input is a tensor with a batch dimension: give tensors of shape [N, ...]")
+
+
+def check_signature(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise InputError where the model's forward does not take these inputs."""
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        signature = inspect.signature(model.forward)
+        raise InputError(f"the inputs do not fit {type(model).__name__}.forward{signature}: {error}") from None
 
 
 def check_rank(captured: Captured | None, leaves: Sequence[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import fx
 
 from omenn_fx.algebra.form import Slot
 from omenn_fx.algebra.ruleset import Rule
+from omenn_fx.compat import OpOverload
 from omenn_fx.errors import Place
+
+_HERE = Path(__file__).parent
 
 
 def place_of(node: fx.Node) -> Place:
@@ -19,15 +23,20 @@ def place_of(node: fx.Node) -> Place:
     stack = node.meta.get("nn_module_stack") or {}
     module = str(list(stack.values())[-1][0]) if stack else ""
     module = re.sub(r"^L__self___?|^L\['self'\]\.?", "", module)
-    return Place(node.name, str(node.target), module, _source_line(node.meta.get("stack_trace") or ""))
+    return Place(node.name, str(node.target), module, *_innermost(node.meta.get("stack_trace") or ""))
 
 
-def _source_line(stack_trace: str) -> str:
-    frames = re.findall(r'File "(.+?)", line (\d+), in (.+?)\n\s*(.*)', stack_trace)
+# torch keeps the stack as Python prints it. A path may hold anything: it ends at the last '", line N, in name'.
+_FRAME = re.compile(r'^ {0,2}File "(.*)", line (\d+), in (\S+)$(?:\n {4}(.*))?', re.MULTILINE)
+
+
+def _innermost(stack_trace: str) -> tuple[str, int, str, str]:
+    """File, line, function and code of the innermost frame of a printed stack, without a frame of capture itself."""
+    frames = [f for f in _FRAME.findall(stack_trace) if Path(f[0]).parent != _HERE]
     if not frames:
-        return ""
+        return "", 0, "", ""
     file, line, function, code = frames[-1]
-    return f"{file}:{line} in {function}: {code.strip()}"
+    return file, int(line), function, code.strip()
 
 
 def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
@@ -40,6 +49,13 @@ def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
     return node, None
 
 
+def free_name(module: torch.nn.Module, name: str) -> str:
+    """A name for a new attribute: the model may have one of this name itself."""
+    while hasattr(module, name):
+        name = f"{name}_"
+    return name
+
+
 def value_of(node: Any) -> Any:
     """The fake value (shape and dtype, no data) that capture recorded."""
     return node.meta.get("val") if isinstance(node, fx.Node) else node
@@ -47,7 +63,7 @@ def value_of(node: Any) -> Any:
 
 def bind(node: fx.Node) -> dict[str, Any]:
     """The operands of a call by their schema names, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return {f"arg{i}": a for i, a in enumerate(node.args)}
     bound = {}
     for i, argument in enumerate(node.target._schema.arguments):
@@ -77,3 +93,12 @@ def slots_of(node: fx.Node, rule: Rule) -> list[tuple[Slot, fx.Node]]:
         elif isinstance(operand, (list, tuple)):
             found += [(Slot(name, i), o) for i, o in enumerate(operand) if isinstance(o, fx.Node)]
     return found
+
+
+_NUMBERS = {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}
+
+
+def is_value(node: fx.Node) -> bool:
+    """Tensors, tuples of tensors, and numbers taken out of a tensor: a size read from one is no value of it."""
+    value = value_of(node)
+    return isinstance(value, (torch.Tensor, tuple, list, torch.SymFloat)) or node.target in _NUMBERS

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from omenn_fx.compat import fixed_value, free_symbols, hint_of
+
 # A size that may stay free beside the batch: which dimension of an input it is, by the input's number of dimensions.
 FREE_SIZES: dict[str, dict[int, int]] = {
     "tokens": {2: 1, 3: 1},  # ids and masks [N, T], embeddings [N, T, C]
@@ -24,7 +26,7 @@ def free_dims(value: Any, free: Sequence[str]) -> list[int]:
 
 def is_symbolic(size: Any) -> bool:
     """Whether a size is still free: an export may have found out that only one value fits."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+    return isinstance(size, torch.SymInt) and fixed_value(size) is None
 
 
 def batch_symbol(program: ExportedProgram) -> Any:
@@ -58,14 +60,14 @@ def batch_size(leaves: Sequence[Any]) -> int | None:
 
 def known(shape: Sequence[Any]) -> bool:
     """Whether no size depends on data."""
-    return all(not isinstance(s, torch.SymInt) or s.node.hint is not None for s in shape)
+    return all(not isinstance(s, torch.SymInt) or hint_of(s) is not None for s in shape)
 
 
 def hint(size: Any) -> int:
     """A size as a number: the one of the example where it is symbolic."""
-    return int(size.node.hint or 0) if isinstance(size, torch.SymInt) else int(size)
+    return int(hint_of(size) or 0) if isinstance(size, torch.SymInt) else int(size)
 
 
 def symbols(size: Any) -> set[Any]:
     """What a free size is made of; nothing for a number."""
-    return set(size.node.expr.free_symbols) if is_symbolic(size) else set()
+    return free_symbols(size) if is_symbolic(size) else set()

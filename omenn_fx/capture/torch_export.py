@@ -5,7 +5,7 @@ Everything that can go wrong in the user's code goes wrong here, so here it beco
 
 from __future__ import annotations
 
-import functools
+import inspect
 import io
 import logging
 import re
@@ -24,6 +24,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
+from omenn_fx.compat import failure_of
 from omenn_fx.errors import CaptureError, ModeError, Place
 
 log = logging.getLogger("omenn_fx")
@@ -59,47 +60,81 @@ def require_eval(model: nn.Module) -> None:
         )
 
 
-@contextmanager
-def tensors_only(model: nn.Module) -> Iterator[None]:
-    """The model's forward, for a while, without the parts of its return value that torch.export has no type for."""
-    forward = model.forward
+def wrapped(model: nn.Module) -> nn.Module:
+    """A model without the parts of its return value that torch.export has no type for: key-value caches, for one.
 
-    @functools.wraps(forward)
-    def pruned(*args: Any, **kwargs: Any) -> Any:
-        result = forward(*args, **kwargs)
-        if isinstance(result, dict):
-            return type(result)(**{k: v for k, v in result.items() if _known(v)})
-        if type(result) is tuple:
-            return tuple(v if _known(v) else None for v in result)
+    The user's module is called, never changed. The inputs keep the names that its forward has; of the names that an
+    export gives, `own_path` and `own_stack` take the wrapper away.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensors_only(getattr(self, _WRAPPER)(*args, **kwargs))
+
+    own = inspect.signature(model.forward)
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = own.replace(parameters=[this, *own.parameters.values()])  # type: ignore[attr-defined]
+    # On the class: torch.export follows a module that has two names from the module that it traces.
+    wrapper = type("TensorsOnly", (nn.Module,), {"forward": forward})()
+    wrapper.add_module(_WRAPPER, model)
+    wrapper.training = False
+    return wrapper
+
+
+_WRAPPER = "omenn_fx_model"
+
+
+def own_path(path: str) -> str:
+    """A path inside of an exported wrapper as a path inside of the model; any other path as it is."""
+    return path.removeprefix(_WRAPPER).removeprefix(".") if path.startswith(_WRAPPER) else path
+
+
+def own_stack(stack: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """The modules around a node, outermost first, without the wrapper."""
+    return {
+        key.replace(f"{_WRAPPER}.", "").replace(_WRAPPER, ""): (own_path(path), kind)  # the model's takes the wrapper's
+        for key, (path, kind) in stack.items()
+    }
+
+
+def tensors_only(result: Any) -> Any:
+    """What a model returns, without the parts that torch.export has no type for."""
+    if _known(result):
         return result
+    if isinstance(result, dict):
+        return type(result)(**{k: v for k, v in result.items() if _known(v)})
+    if type(result) is tuple:
+        return tuple(v if _known(v) else None for v in result)
+    return result
 
-    object.__setattr__(model, "forward", pruned)
-    try:
-        yield
-    finally:
-        object.__delattr__(model, "forward")
+
+_KNOWN = (
+    torch.Tensor,
+    int,
+    float,
+    bool,
+    str,
+    type(None),
+    torch.SymInt,
+    torch.SymFloat,
+    torch.SymBool,
+    torch.ScriptObject,
+)
 
 
 def _known(value: Any) -> bool:
-    leaves = pytree.tree_leaves(value)
-    return all(isinstance(leaf, (torch.Tensor, int, float, bool, str, type(None))) for leaf in leaves)
+    return all(isinstance(leaf, _KNOWN) for leaf in pytree.tree_leaves(value))
 
 
 def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str] = ()
 ) -> ExportedProgram:
-    """Export, dropping what the model returns beside tensors where torch.export has no type for it.
+    """Export a model as it is `wrapped`.
 
     Raises:
         CaptureError: the model cannot be captured, or fixes one of the sizes that are to stay free; names the line.
     """
-    try:
-        return _export_at(model, args, kwargs, dynamic, free)
-    except CaptureError as error:
-        if "not a known type" not in str(error):
-            raise
-    with tensors_only(model):  # key-value caches, for one
-        return _export_at(model, args, kwargs, dynamic, free)
+    scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
+    return _export_at(model if scripted else wrapped(model), args, kwargs, dynamic, free)
 
 
 def _export_at(
@@ -174,8 +209,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.place is None and any(map(_has_fixed_size, pytree.tree_leaves((args, result)))):
-            frame = _users_frame(traceback.extract_stack())
-            self.place = Place("", getattr(func, "__name__", str(func)), "", frame)
+            self.place = _users_place(getattr(func, "__name__", str(func)), traceback.extract_stack())
         return result
 
 
@@ -219,36 +253,28 @@ def _in_batch(leaf: Any, size: int) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
 
 
-_ADVICE = (
-    (
-        r"data-dependent|GuardOnDataDependent|UserError.*control flow|u\d+",
-        "the path through forward depends on values of the input: replace the `if`/`.item()`/"
-        "boolean indexing at this line by torch.where, a mask, or torch.cond",
-    ),
-    (
-        r"constant's list|\.data\b|numpy",
-        "forward leaves torch or goes around it (.data, .numpy()): use tensor operators, and torch.no_grad() to write",
-    ),
-    (r"unsupported operator|no fake impl|meta kernel|fake", "register a fake implementation for the custom operator"),
-)
-
-
-_OTHERWISE = "make this line run under torch.export (see its message above)"
+_ADVICE = {
+    "values": "the path through forward depends on values of the input: replace the `if`/`.item()`/"
+    "boolean indexing at this line by torch.where, a mask, or torch.cond",
+    "around": "forward leaves torch or goes around it (.data, .numpy()): use tensor operators, and torch.no_grad() to "
+    "write",
+    "no fake": "register a fake implementation for the custom operator",
+    None: "make this line run under torch.export (see its message above)",
+}
 
 
 def _explain(error: Exception) -> CaptureError:
     """The user's line and what to change, instead of a page of torch.export's internals."""
     lines = [s.strip() for s in str(error).splitlines() if s.strip()] or [type(error).__name__]
-    frame = _users_frame(traceback.extract_tb(error.__traceback__))
-    place = Place("", "torch.export", "", frame) if frame else None
-    fix = next((a for p, a in _ADVICE if re.search(p, f"{type(error).__name__} {error}")), _OTHERWISE)
-    return CaptureError(
-        f"torch.export could not capture the model: {type(error).__name__}: {lines[0][:300]}", place, fix
-    )
+    place = _users_place("torch.export", traceback.extract_tb(error.__traceback__))
+    reason = f"torch.export could not capture the model: {type(error).__name__}: {lines[0][:300]}"
+    return CaptureError(reason, place, _ADVICE[failure_of(error)])
 
 
-def _users_frame(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The innermost line that is not torch's or ours."""
+def _users_place(op: str, frames: Sequence[traceback.FrameSummary]) -> Place | None:
+    """The innermost line that is not torch's or ours; None without one."""
     inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     own = [f for f in frames if not f.filename.startswith(inside)]
-    return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else ""
+    if not own:
+        return None
+    return Place(op=op, file=own[-1].filename, line=own[-1].lineno or 0, function=own[-1].name, code=own[-1].line or "")

@@ -14,15 +14,16 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from omenn_fx.algebra.ruleset import RuleSet, rule_set
+from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.analysis.endpoints import Explain, Output
 from omenn_fx.analysis.plan import Plan, Request, make_plan
 from omenn_fx.analysis.roles import Role, Tagged
 from omenn_fx.capture.nodes import place_of, producer, slots_of
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.capture.torch_export import Source, load_source, widened
-from omenn_fx.checking.check_report import CheckReport, NodeVerdict, Verdict
+from omenn_fx.checking.check_report import CheckReport
 from omenn_fx.checking.findings import problems, warnings
+from omenn_fx.checking.verdict import NodeVerdict, Verdict
 from omenn_fx.errors import InputError
 
 
@@ -62,9 +63,9 @@ def check(
     if not args and not kwargs:
         args, kwargs = own_inputs(source)
     args, kwargs = _on_the_models_device(source, args, kwargs)
-    import omenn_fx.rules  # noqa: F401  (waits where another thread is loading them)
-
-    request = Request(rule_set(rules), explain, output, dict(roles or {}), dynamic_batch, batched)
+    request = Request.of(
+        rules, explain=explain, output=output, roles=roles, dynamic_batch=dynamic_batch, batched=batched
+    )
     plan = _at_fixed_shapes(source, args, kwargs, request) or make_plan(source, args, kwargs, request)
     return report(plan, type(source).__name__)
 
@@ -135,7 +136,7 @@ def _affine(tagged: Tagged, node: fx.Node, call: fx.Node) -> tuple[Verdict, str]
         return Verdict.DYNAMIC, f"{tagged.rules.name}: {tagged.treatments[node].treatment}"
     rule = tagged.rules.get(call.target)
     fixed = [n.name for n in call.all_input_nodes if tagged.role[n] is Role.COEFFICIENT]
-    if rule is not None and rule.dynamic:
+    if tagged.is_dynamic(node):
         return Verdict.DYNAMIC, "W depends on the content itself"
     factors = [o for s, o in slots_of(call, rule) if rule.multiplies(s)] if rule is not None else []
     if len([o for o in factors if tagged.role[o] is Role.CONTENT]) > 1:

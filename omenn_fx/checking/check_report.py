@@ -6,12 +6,12 @@ import io
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omenn_fx._version import __version__
-from omenn_fx.checking.findings import NOWHERE, PROBLEMS, WARNINGS, Finding
+from omenn_fx.checking.graph_picture import svg
+from omenn_fx.checking.verdict import COLOURS, NOWHERE, PROBLEMS, WARNINGS, Finding, NodeVerdict, Verdict
 
 if TYPE_CHECKING:  # imported where a report is shown: importing omenn_fx should cost little
     import networkx as nx
@@ -19,44 +19,6 @@ if TYPE_CHECKING:  # imported where a report is shown: importing omenn_fx should
     from rich.table import Table
 
 SARIF = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-
-
-class Verdict(str, Enum):
-    """What a node is to an explanation."""
-
-    AFFINE = "affine"  # W is constant
-    DYNAMIC = "dynamic"  # W depends on the input
-    POLICY = "policy"  # exact, but a policy chose which operand is content
-    OPAQUE = "opaque"  # adds an input-dependent bias
-    SOURCE = "source"  # explained
-    COEFFICIENT = "coefficient"  # depends on the input and is held fixed: part of the W of its readers
-    CONSTANT = "constant"  # no explained input reaches it
-    UNSUPPORTED = "unsupported"  # no rule
-
-
-COLOURS = {
-    Verdict.AFFINE: "#4c78a8",
-    Verdict.DYNAMIC: "#72b7b2",
-    Verdict.POLICY: "#eeca3b",
-    Verdict.OPAQUE: "#f58518",
-    Verdict.SOURCE: "#54a24b",
-    Verdict.COEFFICIENT: "#b8b0d0",
-    Verdict.CONSTANT: "#d8d8d8",
-    Verdict.UNSUPPORTED: "#e45756",
-}
-
-
-@dataclass(frozen=True)
-class NodeVerdict:
-    """One node of the captured graph: operator, module path, verdict with its reason, the user's file and line."""
-
-    name: str
-    op: str
-    module: str
-    verdict: Verdict
-    reason: str
-    file: str
-    line: int
 
 
 @dataclass(frozen=True)
@@ -184,9 +146,8 @@ class CheckReport:
 
     def to_svg(self) -> str:
         """The graph by module, coloured by verdict; a click on a module opens or closes it."""
-        from omenn_fx.checking.graph_picture import svg
-
-        return svg(self)
+        verdict = "supported" if self.supported else f"not supported: {len(self.problems)} problems"
+        return svg(f"{self.model}: {verdict}", self.nodes)
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

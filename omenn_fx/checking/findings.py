@@ -6,7 +6,6 @@ Problems are the errors that `transform` would raise. Warnings are of what is ex
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -15,6 +14,25 @@ from omenn_fx.analysis.layers import stand_ins
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
+from omenn_fx.checking.verdict import (
+    CAPTURE,
+    DETACHED,
+    GATE_OUTPUT,
+    INPUTS,
+    MIXED_BATCH,
+    MUTATION,
+    NO_CONTENT,
+    NO_RULE,
+    NORMALISES,
+    NOWHERE,
+    OTHER,
+    OUTPUT,
+    RANDOM,
+    STANDS_IN,
+    TRAIN_MODE,
+    Finding,
+    Kind,
+)
 from omenn_fx.errors import (
     CaptureError,
     InputError,
@@ -28,49 +46,6 @@ from omenn_fx.errors import (
 )
 
 aten = torch.ops.aten
-NOWHERE = Place("", "", "", "")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of finding: its code in SARIF and in tables, and what it means."""
-
-    code: str
-    title: str
-
-
-CAPTURE = Kind("OMENN001", "torch.export cannot capture the model")
-TRAIN_MODE = Kind("OMENN002", "the model is in train mode")
-INPUTS = Kind("OMENN003", "the inputs do not fit the model")
-OUTPUT = Kind("OMENN004", "there is no such output to explain")
-NO_CONTENT = Kind("OMENN005", "no input reaches the output through content")
-NO_RULE = Kind("OMENN006", "an operator has no rule")
-MIXED_BATCH = Kind("OMENN007", "the samples of a batch reach each other")
-OTHER = Kind("OMENN009", "the model cannot be explained")
-
-GATE_OUTPUT = Kind("OMENN101", "a softmax or sigmoid is explained instead of the logits")
-RANDOM = Kind("OMENN102", "the model draws random numbers in eval mode")
-MUTATION = Kind("OMENN103", "forward changes a parameter or a buffer")
-DETACHED = Kind("OMENN104", "the explanation passes a detach")
-NORMALISES = Kind("OMENN105", "the input is normalised inside of the model")
-STANDS_IN = Kind("OMENN106", "a composite rule set says nothing of an operator")
-
-PROBLEMS = (CAPTURE, TRAIN_MODE, INPUTS, OUTPUT, NO_CONTENT, NO_RULE, MIXED_BATCH, OTHER)
-WARNINGS = (GATE_OUTPUT, RANDOM, MUTATION, DETACHED, NORMALISES, STANDS_IN)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One finding: its kind, where it is, why, and what to change."""
-
-    kind: Kind
-    place: Place
-    reason: str
-    fix: str
-
-    def __str__(self) -> str:
-        where = f"\n    {self.place}" if self.place != NOWHERE else ""
-        return f"{self.kind.code} {self.kind.title}: {self.reason}{where}\n    What to change: {self.fix}."
 
 
 # Problems ------------------------------------------------------------------------------------------------------------
@@ -94,8 +69,7 @@ def problems(error: OmennError) -> list[Finding]:
     if isinstance(error, UnsupportedOpError):
         return [_no_rule(place, error.rule_set) for place in error.places]
     kind, fix = next(((k, f) for t, k, f in _KINDS if isinstance(error, t)), (OTHER, "see the message"))
-    reason = str(error).split("\n  What to change")[0].split("\n  at ")[0].strip()
-    return [Finding(kind, error.places[0] if error.places else NOWHERE, reason, error.fix or fix)]
+    return [Finding(kind, error.places[0] if error.places else NOWHERE, error.reason, error.fix or fix)]
 
 
 def _no_rule(place: Place, rule_set: str) -> Finding:
@@ -113,10 +87,6 @@ def _no_rule(place: Place, rule_set: str) -> Finding:
 
 # Warnings ------------------------------------------------------------------------------------------------------------
 
-_SQUASHES = {
-    aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.log_softmax.int,
-    aten._log_softmax.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.log_sigmoid.default,
-}  # fmt: skip
 _DETACHES = {aten.detach.default, aten.detach_.default}
 _SHIFTS = {aten.sub.Tensor, aten.sub.Scalar, aten.add.Tensor, aten.add.Scalar, aten.batch_norm.default}
 _SCALES = {aten.div.Tensor, aten.div.Scalar, aten.mul.Tensor, aten.mul.Scalar}
@@ -143,7 +113,7 @@ def _gate_output(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
         if rule is None:
             return
         operand = dict(slots_of(call, rule))[tagged.slots[node][0]]
-        if call.target in _SQUASHES:
+        if rule.squashes:
             reason = f"the explained output is the result of {call.target}: its C says what moves a probability"
             fix = f"explain the logits: output='{operand.name}'"
             yield Finding(GATE_OUTPUT, place_of(call), reason, fix)
@@ -179,7 +149,7 @@ def _ancestors(output: fx.Node) -> set[fx.Node]:
 def _mutation(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
     for name in captured.mutated:
         reason = f"forward writes to '{name}': in the explainer the change is made anew at every call and never kept"
-        yield Finding(MUTATION, Place(name, "", "", ""), reason, "compute a new tensor instead of writing in place")
+        yield Finding(MUTATION, Place(name), reason, "compute a new tensor instead of writing in place")
 
 
 def _detached(captured: Captured, tagged: Tagged) -> Iterator[Finding]:

@@ -7,10 +7,11 @@ node is a dot with its operator, its reason in the tooltip.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from omenn_fx.checking.check_report import COLOURS, CheckReport, NodeVerdict, Verdict
+from omenn_fx.checking.verdict import COLOURS, NodeVerdict, Verdict
 
 WIDTH, ROW, INDENT, BAR = 960, 20, 18, 220
 HEAD = 74  # title and legend above the first row
@@ -64,10 +65,10 @@ class Module:
         return found
 
 
-def tree(report: CheckReport) -> Module:
-    """The nodes of a report by module path; constants are left out."""
+def tree(nodes: Iterable[NodeVerdict]) -> Module:
+    """Nodes by module path; constants are left out."""
     root = Module("")
-    for node in report.nodes:
+    for node in nodes:
         if node.verdict is Verdict.CONSTANT:
             continue
         at, path = root, ""
@@ -81,21 +82,20 @@ def tree(report: CheckReport) -> Module:
     return root
 
 
-def svg(report: CheckReport) -> str:
-    """The SVG as text."""
+def svg(title: str, nodes: Sequence[NodeVerdict]) -> str:
+    """The SVG of a graph's nodes, as text."""
     rows: list[str] = []
-    visible = _rows(tree(report), "", 0, True, rows, [HEAD])
+    visible = _rows(tree(nodes), "", 0, True, rows, [HEAD])
     height = HEAD + ROW * visible + 12
-    verdict = "supported" if report.supported else f"not supported: {len(report.problems)} problems"
     script = SCRIPT.replace("HEAD", str(HEAD)).replace("ROW", str(ROW)).replace("WIDTH", str(WIDTH))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
             'font-family="system-ui, sans-serif" font-size="12">',
-            f"<title>{escape(report.model)}: {verdict}</title>",
+            f"<title>{escape(title)}</title>",
             f'<rect id="paper" width="{WIDTH}" height="{height}" fill="white"/>',
-            f'<text x="16" y="28" font-size="16" font-weight="600">{escape(report.model)}: {verdict}</text>',
-            *_legend(report),
+            f'<text x="16" y="28" font-size="16" font-weight="600">{escape(title)}</text>',
+            *_legend(nodes),
             *rows,
             f"<script><![CDATA[{script}]]></script>",
             "</svg>",
@@ -103,10 +103,11 @@ def svg(report: CheckReport) -> str:
     )
 
 
-def _legend(report: CheckReport) -> list[str]:
+def _legend(nodes: Sequence[NodeVerdict]) -> list[str]:
+    counts = Counter(n.verdict for n in nodes)
     parts, x = [], 16
     for verdict in Verdict:
-        count = report.counts.get(verdict.value, 0)
+        count = counts[verdict]
         if count:
             parts.append(f'<circle cx="{x + 5}" cy="50" r="5" fill="{COLOURS[verdict]}"/>')
             parts.append(f'<text x="{x + 15}" y="54" fill="#333">{verdict.value} {count}</text>')

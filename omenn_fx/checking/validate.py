@@ -7,24 +7,21 @@ and lets go of what nothing after it reads. The measures are those of `omenn_fx.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
 from omenn_fx.algebra import invariants
-from omenn_fx.algebra.bias_policy import POLICIES
+from omenn_fx.algebra.bias_policy import carrier
 from omenn_fx.algebra.form import Affine, Call
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import place_of, producer
 from omenn_fx.checking.validation_report import NodeErrors, ValidationReport
-from omenn_fx.errors import OmennError
 from omenn_fx.explanation import Explanation
-from omenn_fx.graph.twin import Twin
-
-if TYPE_CHECKING:
-    from omenn_fx.explainer import Explainer
+from omenn_fx.graph.twin import Twin, at_node
+from omenn_fx.program import Live
 
 Tensor = torch.Tensor
 Measure = Callable[[fx.Node, Call, Affine], None]
@@ -41,10 +38,6 @@ TOLERANCES = {
 FORWARD_IN_FLOAT32 = 1e-5  # of a float64 model that computes parts in float32 itself, which the twin does not
 
 
-class NodeError(OmennError):
-    """A rule that raises at one node of the user's model."""
-
-
 class Walk(fx.Interpreter):
     """Runs a captured graph and calls `measure` at each content node while its operands are still there."""
 
@@ -57,11 +50,8 @@ class Walk(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.env[n] = super().run_node(n)
         if n in self.content:
-            try:
+            with at_node(n):
                 self.measure(n, *Twin(self.tagged, self.env).form(n))
-            except Exception as error:
-                place = place_of(producer(n)[0])
-                raise NodeError(f"{type(error).__name__} in the rule of {place}: {error}") from error
         return self.env[n]
 
 
@@ -80,7 +70,7 @@ def _last_uses(tagged: Tagged) -> dict[fx.Node, list[fx.Node]]:
 
 @torch.no_grad()
 def validate(
-    explainer: Explainer,
+    explainer: Live,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
@@ -112,8 +102,7 @@ def validate(
     if not all(bool(torch.isfinite(i.C).all()) for i in explanation.inputs.values()):
         whole["completeness"] = torch.inf
     del explanation, carried  # the walk needs the memory
-    policy = POLICIES[explainer.bias] or POLICIES["carrier"]
-    assert policy is not None
+    policy = explainer.request.policy or carrier
     nodes: list[NodeErrors] = []
 
     def measure(node: fx.Node, call: Call, form: Affine) -> None:
@@ -131,7 +120,7 @@ def validate(
     return ValidationReport(nodes, whole, limits, str(dtype).removeprefix("torch."), apart)
 
 
-def _against_float64(explainer: Explainer, explanation: Explanation, args: Any, kwargs: Any) -> dict[str, float]:
+def _against_float64(explainer: Live, explanation: Explanation, args: Any, kwargs: Any) -> dict[str, float]:
     """How far outputs and C are from those of the same model in float64, relative to the largest of them."""
     args, kwargs = pytree.tree_map(lambda v: v.double() if _floats(v) else v, (args, kwargs))
     exact = explainer.in_float64()(*args, target=explanation.target, **kwargs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from omenn_fx.analysis.roles import Tagged
+from omenn_fx.analysis.roles import Role, Tagged
 from omenn_fx.errors import SizeError
 from omenn_fx.graph.twin import Twin
 
@@ -157,3 +157,24 @@ def _total(terms: Any) -> Tensor:
         total = term if total is None else total + term
     assert total is not None
     return total
+
+
+def affine_map(tagged: Tagged, values: Mapping[fx.Node, Any], to: str, since: str | None = None) -> AffineMap:
+    """The map to a node, at recorded values. See `Explainer.affine`. Raises ValueError: no such content node."""
+    target = _content_node(tagged, to)
+    if since == "operands":
+        if target in tagged.sources.values():
+            raise ValueError(f"'{to}' is an explained input: it has no operands")
+        operands = list(Twin(tagged, values).operands(target).values())
+        return AffineMap(tagged, values, target, operands, local=True)
+    start = list(tagged.sources.values()) if since is None else [_content_node(tagged, since)]
+    return AffineMap(tagged, values, target, start, local=False)
+
+
+def _content_node(tagged: Tagged, name: str) -> fx.Node:
+    for node in tagged.captured.graph.nodes:
+        if node.name == name:
+            if tagged.role[node] is not Role.CONTENT:
+                raise ValueError(f"node '{name}' is a {tagged.role[node].value}: only content nodes have an affine map")
+            return node
+    raise ValueError(f"there is no node '{name}' (explainer.nodes lists them)")

@@ -8,23 +8,23 @@ mass. Its names follow the source nodes (`layer1_0_conv1`, `layer1_0_conv1_adjoi
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.proxy import GraphAppendingTracer
 
 from omenn_fx.algebra.bias_policy import Policy
 from omenn_fx.analysis.batch_dim import Layouts
 from omenn_fx.analysis.roles import Tagged
-from omenn_fx.capture.nodes import value_of
+from omenn_fx.capture.nodes import free_name, value_of
 from omenn_fx.capture.sizes import is_symbolic
+from omenn_fx.compat import enable_python_dispatcher, fake_mode_of
 from omenn_fx.graph.schedule import hoist, writes
-from omenn_fx.graph.twin import Twin, dense_or_zero
+from omenn_fx.graph.twin import Twin, at_node, dense_or_zero
 
 COTANGENT = "cotangent"
 
@@ -32,8 +32,9 @@ COTANGENT = "cotangent"
 class _Tracer(GraphAppendingTracer):
     """Appends to a graph; new nodes are named after the node of the model they belong to."""
 
-    def __init__(self, graph: fx.Graph, fake_mode: Any):
+    def __init__(self, graph: fx.Graph, fake_mode: Any, module: fx.GraphModule):
         super().__init__(graph)
+        self.module = module
         self.fake_mode = fake_mode
         self.at: tuple[fx.Node, str] | None = None
         self.sizes: dict[str, Traced] = {}
@@ -43,7 +44,7 @@ class _Tracer(GraphAppendingTracer):
     def create_arg(self, a: Any) -> Any:
         """A tensor that a rule makes from sizes alone (pooling weights, index lists) becomes an attribute."""
         if isinstance(a, torch.Tensor):
-            name = f"constant_{len(self.constants)}"
+            name = free_name(self.module, f"constant_{len(self.constants)}")
             self.constants[name] = a
             node = self.create_node("get_attr", name, (), {}, name)
             node.meta["val"] = a if self.fake_mode is None else self.fake_mode.from_tensor(a, static_shapes=True)
@@ -53,7 +54,8 @@ class _Tracer(GraphAppendingTracer):
     @contextmanager
     def within(self, node: fx.Node, phase: str) -> Iterator[None]:
         before, self.at = self.at, (node, phase)
-        yield
+        with at_node(node):
+            yield
         self.at = before
 
     def create_node(
@@ -149,9 +151,8 @@ def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx
     Output: a dict of `outputs` (the explained output), `X`, `C_w` and (with a policy) `C_b`, each a tuple with one
     tensor per explained input, and `bias` [N, V]: the share of each of the V biased nodes (None without any).
     """
-    captured = tagged.captured
     graph = fx.Graph()
-    tracer = _Tracer(graph, getattr(value_of(tagged.output), "fake_mode", None))
+    tracer = _Tracer(graph, fake_mode_of(value_of(tagged.output)), tagged.captured.module)
     values, cotangent = _forward(tagged, tracer)
     twin = Twin(tagged, values, tracer.within)
     pulled = twin.pull({tagged.output: cotangent}, policy)
@@ -177,12 +178,17 @@ def explainer_graph(tagged: Tagged, where: Layouts, policy: Policy | None) -> fx
     graph.eliminate_dead_code(_kept)
     hoist(graph, lambda node: node.meta.get("omenn", ("", ""))[1] in ("form", "share"))
     graph.lint()
-    for name, constant in tracer.constants.items():
-        captured.module.register_buffer(name, constant)
-    module = fx.GraphModule(captured.module, graph, class_name="ExplainerGraph")
+    attributes = _attributes(graph, tagged.captured.module, tracer.constants)
+    module = fx.GraphModule(attributes, graph, class_name="ExplainerGraph")
     module.meta["biased"] = [n.name for n in pulled.shares]
     module.meta["kept"] = [n.name for n in pulled.shares if n not in pulled.afoot]
     return module
+
+
+def _attributes(graph: fx.Graph, module: fx.GraphModule, constants: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What the graph reads beside its inputs: tensors of the model, which it shares, and constants of its own."""
+    targets = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr")
+    return {t: constants[t] if t in constants else operator.attrgetter(t)(module) for t in targets}
 
 
 def _forward(tagged: Tagged, tracer: _Tracer) -> tuple[dict[fx.Node, Any], Any]:
@@ -215,7 +221,7 @@ def _node(value: Any, like: Any) -> fx.Node:
     return (like * 0 if value is None else value).node
 
 
-@dataclass
+@dataclass(frozen=True)
 class Halves:
     """The explainer graph divided at the cotangent: residuals = forward(*inputs); result = backward(g, residuals).
 
@@ -234,10 +240,11 @@ class Halves:
 
 def split(module: fx.GraphModule) -> Halves:
     """Divide an explainer graph into what does not depend on the cotangent and what does."""
-    after: set[fx.Node] = set()
+    *_, cotangent = module.graph.find_nodes(op="placeholder")  # behind the model's own
+    after: set[fx.Node] = {cotangent}
     result: dict[str, Any] = {}
     for node in module.graph.nodes:
-        if node.target == COTANGENT or any(n in after for n in node.all_input_nodes):
+        if any(n in after for n in node.all_input_nodes):
             after.add(node)
         if node.op == "output":
             result = node.args[0]
@@ -253,10 +260,7 @@ def split(module: fx.GraphModule) -> Halves:
             env[node] = ahead.node_copy(node, env.__getitem__)
     ahead.output((env[result["outputs"]], [env[n] for n in residuals]))
     ahead.eliminate_dead_code(_kept)
-    env = {}
-    for node in module.graph.nodes:
-        if node.target == COTANGENT:
-            env[node] = back.placeholder(COTANGENT)
+    env = {cotangent: back.placeholder(COTANGENT)}
     kept = back.placeholder("residuals")
     for i, node in enumerate(residuals):
         env[node] = back.create_node("call_function", operator.getitem, (kept, i), name=node.name)

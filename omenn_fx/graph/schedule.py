@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection
 
-import torch
 from torch import fx
+
+from omenn_fx.compat import OpOverload
 
 
 def hoist(graph: fx.Graph, early: Callable[[fx.Node], bool]) -> None:
@@ -45,4 +46,4 @@ def _constant(node: fx.Node) -> bool:
 
 def writes(node: fx.Node) -> bool:
     """Whether an operator changes an operand in place."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable

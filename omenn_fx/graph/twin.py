@@ -6,8 +6,8 @@ being traced it builds the explainer graph. There is no second implementation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,21 @@ from omenn_fx.algebra.bias_policy import Policy, carrier
 from omenn_fx.algebra.form import Affine, Call
 from omenn_fx.algebra.mass import Mass
 from omenn_fx.analysis.roles import Tagged
-from omenn_fx.capture.nodes import bind, producer, slots_of
+from omenn_fx.capture.nodes import bind, place_of, producer, slots_of
+from omenn_fx.errors import NodeError, OmennError
 
 Scope = Callable[[fx.Node, str], AbstractContextManager[Any]]
+
+
+@contextmanager
+def at_node(node: fx.Node) -> Iterator[None]:
+    """What a rule raises becomes a NodeError, which names the node and the user's line; our own errors stay."""
+    try:
+        yield
+    except OmennError:
+        raise
+    except Exception as error:
+        raise NodeError(place_of(producer(node)[0]), error) from error
 
 
 @dataclass

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from captum._utils.common import _select_targets
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import nn
 
+from omenn_fx.compat import select_targets
 from omenn_fx.errors import InputError, TargetError
 from omenn_fx.integrations.live import LiveExplainer
 
@@ -159,7 +159,7 @@ def _positions(target: Target) -> Callable[[Tensor], Tensor]:
         count, shape = outputs.shape[0], tuple(outputs.shape[1:])
         positions = torch.arange(math.prod(shape)).reshape(shape).expand(count, *shape)
         try:
-            picked = _select_targets(positions, target.cpu() if isinstance(target, Tensor) else target)
+            picked = select_targets(positions, target.cpu() if isinstance(target, Tensor) else target)
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
             raise TargetError(f"target {target} does not fit outputs {tuple(outputs.shape)}: {error}") from None
         if picked.numel() != count:

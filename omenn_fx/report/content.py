@@ -11,8 +11,8 @@ import torch
 
 from omenn_fx.checking.validation_report import MEANING, ValidationReport
 from omenn_fx.errors import TargetError
-from omenn_fx.explainer import NodeInfo
 from omenn_fx.explanation import Explanation
+from omenn_fx.program import NodeInfo
 from omenn_fx.target import Target, resolve
 from omenn_fx.visualize import Display, colours, overlay, symmetric_scale
 from omenn_fx.visualize.display import resolved

@@ -1,4 +1,8 @@
-"""Pictures of explanations: maps of images, bars and text of tokens, and where the biases come from."""
+"""Pictures of explanations: maps of images, bars and text of tokens, and where the biases come from.
+
+In: an explanation, as `visualize.explained` reads it. Out: matplotlib figures, pixels, HTML.
+Imports no other room; may be imported by every room behind `explanation`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from omenn_fx.explanation import Explanation
 from omenn_fx.visualize.bars import bias_bars, layer_bars, token_bars
 from omenn_fx.visualize.display import FINE, OUTLIERS, Display
+from omenn_fx.visualize.explained import Explained
 from omenn_fx.visualize.maps import contrast_picture, overlay_picture, picture, targets_picture
 from omenn_fx.visualize.parts import bias_share, input_name, number, percent
 from omenn_fx.visualize.pixels import PERCENTILE, colours, overlay, symmetric_scale
@@ -50,7 +54,7 @@ KINDS = {
 }
 
 
-def plot(explanation: Explanation, kind: str | None = None, **options: Any) -> Figure:
+def plot(explanation: Explained, kind: str | None = None, **options: Any) -> Figure:
     """Draw an explanation.
 
     Args:
@@ -76,7 +80,7 @@ def plot(explanation: Explanation, kind: str | None = None, **options: Any) -> F
     return function(explanation=explanation, **options)
 
 
-def _fitting(explanation: Explanation, options: dict[str, Any]) -> str:
+def _fitting(explanation: Explained, options: dict[str, Any]) -> str:
     """The kind of picture for the shape of a row: [C, H, W] is an image, [L, D] and [L] are sequences."""
     shape = tuple(explanation.inputs[input_name(explanation, options.get("input"))].C.shape[explanation.value.ndim :])
     if len(shape) == 3 or options.get("image") is not None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from omenn_fx.explanation import Explanation
+from omenn_fx.visualize.explained import Explained, NodeLike
 from omenn_fx.visualize.panels import EDGE, FAINT, HEADER, INK, MARGIN, Page, shortened, text_width
 from omenn_fx.visualize.parts import (
     MINUS,
@@ -30,9 +29,6 @@ from omenn_fx.visualize.parts import (
 from omenn_fx.visualize.pixels import BLUE, RED
 from omenn_fx.visualize.tokens import Run, colours_meaning, per_token, runs
 
-if TYPE_CHECKING:
-    from omenn_fx.explainer import NodeInfo
-
 LINE, BARS, NUMBERS, GAP = 0.2, 3.2, 0.75, 0.2  # inches: a bar's line; widths
 LABELS = 1.1, 4.5  # inches: the least and the greatest width of the labels
 NAMES = 0.26  # inches above the bars for the names of several targets
@@ -40,7 +36,7 @@ NAMES = 0.26  # inches above the bars for the names of several targets
 
 def token_bars(
     tokens: Sequence[str] | None,
-    explanation: Explanation,
+    explanation: Explained,
     row: Row = 0,
     path: str | Path | None = None,
     title: str | None = None,
@@ -88,7 +84,7 @@ def _per_run(found: list[Run], values: list[np.ndarray]) -> np.ndarray:
 
 
 def bias_bars(
-    explanation: Explanation,
+    explanation: Explained,
     row: Row = 0,
     path: str | Path | None = None,
     title: str | None = None,
@@ -117,8 +113,8 @@ def bias_bars(
 
 
 def layer_bars(
-    explanation: Explanation,
-    nodes: Iterable[NodeInfo],
+    explanation: Explained,
+    nodes: Iterable[NodeLike],
     row: Row = 0,
     path: str | Path | None = None,
     title: str | None = None,
@@ -162,7 +158,7 @@ def layer_bars(
     return _bias_page(bars, explanation, row, title, class_name).written(path)
 
 
-def _biases(explanation: Explanation, row: Row) -> tuple[list[str], np.ndarray]:
+def _biases(explanation: Explained, row: Row) -> tuple[list[str], np.ndarray]:
     """The names of the biased nodes, and their shares [T, n] in float64."""
     if not explanation.bias:
         raise ValueError(
@@ -191,7 +187,7 @@ def _depth(paths: list[str], most: int) -> int:
     return max(fitting, default=1)
 
 
-def _bias_page(bars: _Bars, explanation: Explanation, row: Row, title: str | None, class_name: Names) -> Page:
+def _bias_page(bars: _Bars, explanation: Explained, row: Row, title: str | None, class_name: Names) -> Page:
     rows = rows_of(explanation, row)
     parts = parts_of(explanation, row, next(iter(explanation.inputs)), class_name)
     caption = []

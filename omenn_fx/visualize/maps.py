@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from omenn_fx.explanation import Explanation
 from omenn_fx.visualize.display import Display, resolved
+from omenn_fx.visualize.explained import Explained
 from omenn_fx.visualize.panels import Panels, sized
 from omenn_fx.visualize.parts import (
     Names,
@@ -32,7 +32,7 @@ ENDS = f"symmetric around 0, ending at the {PERCENTILE}th percentile of the abso
 
 def picture(
     image: Any,
-    explanation: Explanation,
+    explanation: Explained,
     row: Row = 0,
     path: str | Path | None = None,
     title: str | None = None,
@@ -84,7 +84,7 @@ def picture(
 
 def overlay_picture(
     image: Any,
-    explanation: Explanation,
+    explanation: Explained,
     row: Row = 0,
     path: str | Path | None = None,
     title: str | None = None,
@@ -110,7 +110,7 @@ def overlay_picture(
 
 def targets_picture(
     image: Any,
-    explanation: Explanation,
+    explanation: Explained,
     row: int = 0,
     path: str | Path | None = None,
     title: str | None = None,
@@ -144,7 +144,7 @@ def targets_picture(
 
 def contrast_picture(
     image: Any,
-    explanation: Explanation,
+    explanation: Explained,
     row: int = 0,
     path: str | Path | None = None,
     title: str | None = None,

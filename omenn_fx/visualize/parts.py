@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from omenn_fx.explanation import Explanation, WholeExplanation
+from omenn_fx.visualize.explained import Explained
 
 Row = int | tuple[int, int]
 Names = str | Sequence[str] | None  # of the explained class, or one for each target
@@ -59,7 +59,7 @@ class Part:
         return f"{' + '.join(terms)} = {' + '.join(map(signed, terms.values()))}{total},  {self.explained}"
 
 
-def part(explanation: Explanation, row: Row = 0, input: str | None = None, class_name: str | None = None) -> Part:
+def part(explanation: Explained, row: Row = 0, input: str | None = None, class_name: str | None = None) -> Part:
     """One explained value of one input.
 
     Args:
@@ -74,7 +74,7 @@ def part(explanation: Explanation, row: Row = 0, input: str | None = None, class
     at = _index(explanation, row)
     name = input_name(explanation, input)
     one = explanation.inputs[name]
-    split = None if isinstance(one, WholeExplanation) else one
+    split = one if one.split else None
     beyond = {f"sum of input '{n}'": float(_array(i.C[at]).sum()) for n, i in explanation.inputs.items() if n != name}
     if explanation.bias.kept:
         beyond["biases (not carried to the input)"] = float(explanation.bias.remainder[at])
@@ -104,7 +104,7 @@ def difference(a: Part, b: Part) -> Part:
     )
 
 
-def parts_of(explanation: Explanation, row: Row, input: str | None, class_name: Names) -> list[Part]:
+def parts_of(explanation: Explained, row: Row, input: str | None, class_name: Names) -> list[Part]:
     """The part of a row, or those of its T targets.
 
     Raises:
@@ -115,14 +115,14 @@ def parts_of(explanation: Explanation, row: Row, input: str | None, class_name: 
     return [part(explanation, r, input, name) for r, name in zip(rows, names, strict=True)]
 
 
-def rows_of(explanation: Explanation, row: Row) -> list[Row]:
+def rows_of(explanation: Explained, row: Row) -> list[Row]:
     """`row` itself, or a row's T targets: (row, 0) ... (row, T - 1)."""
     if isinstance(row, int) and explanation.value.ndim == 2:
         return [(row, t) for t in range(explanation.value.shape[1])]
     return [row]
 
 
-def input_name(explanation: Explanation, input: str | None) -> str:
+def input_name(explanation: Explained, input: str | None) -> str:
     """The name of the input that is shown. Raises ValueError where it is not clear or none of them."""
     if input is None and len(explanation.inputs) == 1:
         return next(iter(explanation.inputs))
@@ -141,7 +141,7 @@ def class_names(names: Names, count: int) -> list[str | None]:
     return list(given)
 
 
-def label(explanation: Explanation, row: Row, class_name: str | None = None) -> str:
+def label(explanation: Explained, row: Row, class_name: str | None = None) -> str:
     """What is explained: "tabby (class 281)", "output (3, 207)" where a row has several dimensions, "weighted sum"."""
     shape = tuple(explanation.outputs.shape[1:])
     if explanation.target.is_floating_point():
@@ -159,7 +159,7 @@ def titled(title: str | None, what: str) -> str:
     return what if title is None else f"{title}:  {what}"
 
 
-def proof(explanation: Explanation, rows: Sequence[Row]) -> str:
+def proof(explanation: Explained, rows: Sequence[Row]) -> str:
     """The right end of a picture's header."""
     errors = [float(explanation.completeness_error[row]) for row in rows]
     error = f"completeness error {np.max(errors):.1e}"
@@ -192,7 +192,7 @@ def percent(value: float) -> str:
     return "-" if value != value else f"{100 * value:z.1f} %"
 
 
-def bias_share(explanation: Explanation, row: Row = 0) -> float:
+def bias_share(explanation: Explained, row: Row = 0) -> float:
     """The part of the explained value that the biases make: above 1 where C_w * X is negative.
 
     NaN of a value of 0, and where a deployed file does not return the biases.
@@ -201,7 +201,7 @@ def bias_share(explanation: Explanation, row: Row = 0) -> float:
     return float(explanation.bias.total[row]) / value if value else float("nan")
 
 
-def _index(explanation: Explanation, row: Row) -> tuple[int, ...]:
+def _index(explanation: Explained, row: Row) -> tuple[int, ...]:
     at = (row,) if isinstance(row, int) else tuple(row)
     shape = tuple(explanation.value.shape)
     if len(at) != len(shape):

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from omenn_fx.explanation import Explanation
+from omenn_fx.visualize.explained import Explained
 from omenn_fx.visualize.panels import HEADER, INK, MARGIN, Page, text_width
 from omenn_fx.visualize.parts import TIMES, Part, Row, part, proof, signed, titled
 from omenn_fx.visualize.pixels import DEEPEST, colours
@@ -79,7 +79,7 @@ def _visible(token: str) -> str:
 
 def token_text(
     tokens: Sequence[str] | None,
-    explanation: Explanation,
+    explanation: Explained,
     row: Row = 0,
     path: str | Path | None = None,
     title: str | None = None,
@@ -124,7 +124,7 @@ def token_text(
 
 def token_html(
     tokens: Sequence[str] | None,
-    explanation: Explanation,
+    explanation: Explained,
     row: Row = 0,
     title: str | None = None,
     class_name: str | None = None,

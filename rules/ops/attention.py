@@ -1,16 +1,23 @@
-"""Attention: A = softmax(Q K^T) is frozen and acts on the tokens of V. Softmax itself, where its result is content."""
+"""Attention: A = softmax(Q K^T) is frozen and acts on the tokens of V."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from omenn_fx.algebra.form import Bias, Call
+from omenn_fx.algebra import composites
+from omenn_fx.algebra.form import Affine, Call, Slot
 from omenn_fx.algebra.linear import Chain, Diagonal, Linear
 from omenn_fx.algebra.mass import Even, Mass, Shape
-from omenn_fx.algebra.ruleset import rule
-from omenn_fx.rules.ops.bilinear import LeftMatrix
+from omenn_fx.algebra.rows import last
+from omenn_fx.algebra.ruleset import Variant
+from omenn_fx.rules.ops.forms import before, bounded, exchanged, mean, static, with_remainder
+from omenn_fx.rules.ops.matrices import LeftMatrix, RightMatrix
+from omenn_fx.rules.ops.softmax import of_scores, of_softmax
+from omenn_fx.rules.ops.structural import Permute
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -39,10 +46,11 @@ def attention_scores(call: Call) -> Tensor:
     return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def attention_weights(call: Call) -> Tensor:
-    """softmax(scale * Q K^T + mask); a row without any key is 0, as in torch."""
-    weights = torch.softmax(attention_scores(call), -1)
-    return weights if call["attn_mask"] is None else torch.nan_to_num(weights, nan=0.0)
+def attention_weights(call: Call, scores: Tensor | None = None) -> Tensor:
+    """softmax(scale * Q K^T + mask), of these scores where they are made; a row without any key is 0, as in torch."""
+    scores = attention_scores(call) if scores is None else scores
+    query, key, mask = call["query"], call["key"], call["attn_mask"]
+    return composites.attention_weights(scores, query, key, mask, call["is_causal"], scale_of(call))
 
 
 class GroupedHeads(Linear):
@@ -65,10 +73,66 @@ class GroupedHeads(Linear):
         return self
 
 
-@rule(
+def attention_terms(call: Call, weights: Tensor, of_scores: Linear) -> dict[str, Linear]:
+    """W of softmax(scale Q K^T + mask) V towards query, key, value and mask.
+
+    `weights` are what acts on the values, `of_scores` is W of the softmax.
+    """
+    query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
+    groups, scale, size = groups_of(call), scale_of(call), call.out.shape
+    read = {name: [GroupedHeads(groups, call.shape(name))] if groups > 1 else [] for name in ("key", "value")}
+    keys = read["key"][0].apply(key) if groups > 1 else key
+    values = read["value"][0].apply(value) if groups > 1 else value
+    turned = [*keys.shape[:-2], keys.shape[-1], keys.shape[-2]]
+    swap = [*range(len(turned) - 2), len(turned) - 1, len(turned) - 2]
+    scores: Shape = weights.shape
+    attended = [RightMatrix(values, scores, size), of_scores]  # from the scores on
+    terms: dict[str, Linear] = {
+        "query": Chain(*attended, RightMatrix(scale * keys.transpose(-2, -1), query.shape, scores)),
+        "key": Chain(*attended, LeftMatrix(scale * query, turned, scores), Permute(swap, keys.shape), *read["key"]),
+        "value": Chain(LeftMatrix(weights, values.shape, size), *read["value"]),
+    }
+    if mask is not None:
+        terms["attn_mask"] = Chain(*attended, Diagonal(None, mask.shape, scores))
+    return terms
+
+
+def of_attention(call: Call) -> dict[str, Linear]:
+    """The derivatives of softmax(scale Q K^T + mask) V towards query, key, value and mask."""
+    weights = attention_weights(call)
+    return attention_terms(call, weights, of_softmax(weights, -1, weights.shape))
+
+
+def _jacobian(call: Call) -> Affine:
+    terms = of_attention(call)
+    return with_remainder(call, {slot: terms[slot.name] for slot in call.content})
+
+
+def _change(call: Call) -> Affine:
+    """A V, A = softmax(scale Q K^T + mask): two products with a softmax between them."""
+    halfway = exchanged(call, {slot: mean(call, slot) for slot in map(Slot, ("query", "key", "value"))})
+    x, x0 = attention_scores(call), attention_scores(before(call))
+    weights = bounded(0.5 * (attention_weights(call, x) + torch.softmax(x0, -1)))
+    terms = attention_terms(halfway, weights, of_scores(x, x0, -1, x.shape))
+    return with_remainder(call, {slot: terms[slot.name] for slot in call.content})
+
+
+def draws_nothing(operands: Mapping[str, Any]) -> bool:
+    """Dropped at random, attention has no fixed weights."""
+    return operands["dropout_p"] == 0
+
+
+OPERANDS = ("query", "key", "value", "attn_mask")
+
+
+@static(
     aten.scaled_dot_product_attention.default,
     content="value",
-    accepts=lambda operands: operands["dropout_p"] == 0,  # dropped at random it has no fixed weights
+    accepts=draws_nothing,
+    kind="attention",
+    rows=last(2),
+    derivative=Variant(_jacobian, {"content": OPERANDS, "accepts": draws_nothing}),
+    difference=Variant(_change, {"content": OPERANDS, "dynamic": True}),
 )
 def _attention(call: Call) -> Linear:
     value, groups = list(call.shape()), groups_of(call)
@@ -77,76 +141,3 @@ def _attention(call: Call) -> Linear:
         return LeftMatrix(attention_weights(call), value, call.out.shape, averages)
     wide = [*value[:-3], value[-3] * groups, *value[-2:]]
     return Chain(LeftMatrix(attention_weights(call), wide, call.out.shape, averages), GroupedHeads(groups, value))
-
-
-# Softmax as content --------------------------------------------------------------------------------------------------
-
-
-class FromMean(Linear):
-    """W u = u - (the mean of u along `dim`, over what is not masked): softmax does not see a common shift."""
-
-    def __init__(self, weights: Tensor, dim: int, operand: Shape):
-        self.weights, self.dim, self.operand = weights, dim, operand
-
-    def apply(self, u: Tensor) -> Tensor:
-        return u - (self.weights * u).sum(self.dim, keepdim=True)
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return g - self.weights * g.sum(self.dim, keepdim=True)
-
-    def carry(self, mass: Mass) -> Mass:
-        return mass.moved(self.operand)
-
-    def magnitude(self) -> Linear:
-        return AbsoluteFromMean(self.weights, self.dim, self.operand)
-
-
-class AbsoluteFromMean(FromMean):
-    """|W|: 1 - w where a position reads itself, w elsewhere."""
-
-    def apply(self, u: Tensor) -> Tensor:
-        own = self.weights * u
-        return (u - own) + (own.sum(self.dim, keepdim=True) - own)
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return (1 - self.weights) * g + self.weights * (g.sum(self.dim, keepdim=True) - g)
-
-
-def _from_mean(call: Call) -> tuple[FromMean, Tensor, Tensor, Tensor]:
-    """The map to u = x - mean x; u (0 at -inf); which positions count (1, or 0 where e^u vanishes); log sum e^u.
-
-    The mean is over what counts: a mask, at -inf or at a large negative number, is no part of it.
-    """
-    x, dim = call.x, call["dim"]
-    infinite = torch.isinf(x)
-    known = torch.where(infinite, torch.zeros_like(x), x)
-    counts = torch.nan_to_num(torch.softmax(x, dim), nan=0.0) > 0  # a row may be masked altogether
-    shown = counts.to(x.dtype)
-    weights = torch.nan_to_num(shown / shown.sum(dim, keepdim=True), nan=0.0)
-    u = torch.where(infinite, known, known - (weights * known).sum(dim, keepdim=True))
-    size = torch.logsumexp(torch.where(counts, u, torch.full_like(u, -math.inf)), dim, keepdim=True)
-    return FromMean(weights, dim, call.shape()), u, shown, torch.nan_to_num(size, neginf=0.0)
-
-
-def _softmax(call: Call) -> tuple[Linear, Bias]:
-    """softmax(x) = e^u / Z with u = x - mean x: diag((e^u - 1) / (u Z)) (I - mean) x + 1 / Z, Z frozen; masked: 0.
-
-    Anchored at the mean, the top class has weights as all others have; at the maximum it would be all bias.
-    """
-    centre, u, shown, size = _from_mean(call)
-    base = torch.exp(-size)  # 1 / Z <= 1 / n
-    near = torch.clamp(u, -1.0, 1.0)
-    close = base * torch.nan_to_num(torch.expm1(near) / near, nan=1.0)
-    far = (torch.exp(u - size) - base) / torch.where(near == u, torch.ones_like(u), u)
-    ratio = torch.where(near == u, close, far)
-    return Chain(Diagonal(ratio * shown, call.shape(), call.shape()), centre), Bias(base * shown)
-
-
-def _log_softmax(call: Call) -> tuple[Linear, Bias]:
-    """log softmax(x) = u - log Z with u = x - mean x, Z frozen."""
-    centre, _, _, size = _from_mean(call)
-    return centre, Bias(-size * (1 - torch.isinf(call.x).to(size.dtype)))
-
-
-rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, gate=True, dynamic=True)(_softmax)
-rule(aten.log_softmax.int, aten._log_softmax.default, dynamic=True)(_log_softmax)

@@ -12,7 +12,8 @@ import torch
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
 from omenn_fx.algebra.linear import Linear, Weighted
 from omenn_fx.algebra.mass import Shape, is_one, sum_to
-from omenn_fx.algebra.ruleset import rule
+from omenn_fx.algebra.rows import LETTERS, summed
+from omenn_fx.rules.ops.forms import halfway, static
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -93,7 +94,10 @@ def letters_of(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     return spelled, result.replace("...", ellipsis)
 
 
-@rule(aten.einsum.default, content="tensors", product=True)
+@static(
+    aten.einsum.default,
+    content="tensors", product=True, kind="product", rows=LETTERS, difference=halfway("tensors"),
+)  # fmt: skip
 def _einsum(call: Call) -> Affine:
     tensors = call["tensors"]
     operands, result = letters_of(call["equation"], [len(t.shape) for t in tensors])
@@ -101,7 +105,11 @@ def _einsum(call: Call) -> Affine:
     return Affine(products(call, slots, list(zip(operands, tensors, strict=True)), result))
 
 
-@rule(aten.bilinear.default, content=("input1", "input2"), product=True)
+@static(
+    aten.bilinear.default,
+    content=("input1", "input2"), product=True, kind="product", rows=summed(input1=-1, input2=-1),
+    difference=halfway("input1", "input2"),
+)  # fmt: skip
 def _bilinear(call: Call) -> Affine:
     lead = string.ascii_uppercase[: len(call["input1"].shape) - 1]
     operands = [(f"{lead}i", call["input1"]), ("oij", call["weight"]), (f"{lead}j", call["input2"])]

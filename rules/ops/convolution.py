@@ -10,11 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from omenn_fx.algebra.composites import pointwise_adjoint, zeros_between
 from omenn_fx.algebra.form import Bias, Call
 from omenn_fx.algebra.linear import Chain, Linear
 from omenn_fx.algebra.mass import Even, Mass, Shape
-from omenn_fx.algebra.ruleset import rule
-from omenn_fx.rules.ops.structural import Pad
+from omenn_fx.algebra.rows import behind
+from omenn_fx.rules.ops.forms import static
+from omenn_fx.rules.ops.padding import Pad
+from omenn_fx.rules.ops.windows import wide
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -116,21 +119,11 @@ class Convolution(Linear):
         g = _TRANSPOSED[self.n](g, weight, None, self.stride, self.padding, 0, groups, self.dilation)
         return F.pad(g, [v for r in reversed(rest) for v in (0, r)])  # positions that no window reads
 
-    def _up_pointwise(self, g: Tensor) -> Tensor:
-        """A pointwise convolution is a matrix over the channels: its transpose needs no transposed convolution."""
-        matrix = self.weight.flatten(1).t().expand(self.small[0], -1, -1)
-        moved = torch.bmm(matrix, g.flatten(2))
-        return self._at_strides(moved.unflatten(2, list(self.small[2:])))
-
     def _at_strides(self, g: Tensor) -> Tensor:
         """Each value at its stride's first position, zeros between."""
         if all(s == 1 for s in self.stride):
             return g
-        for d in range(self.n):
-            g = g.unsqueeze(3 + 2 * d)
-        g = F.pad(g, [v for s in reversed(self.stride) for v in (0, s - 1, 0, 0)])
-        for d in range(self.n):
-            g = g.flatten(2 + d, 3 + d)
+        g = zeros_between(g, self.stride)
         ends = [d.large - d.small * d.stride if d.known else 0 for d in self._geometry]
         for d, dimension in enumerate(self._geometry, 2):
             if not dimension.known:  # the last stride reaches the end, or beyond it
@@ -141,7 +134,7 @@ class Convolution(Linear):
         if down:
             return self._down(value, self.weight, self.groups)
         if self._pointwise and self.groups == 1:
-            return self._up_pointwise(value)
+            return self._at_strides(pointwise_adjoint(value, self.weight))
         return self._up(value, self.weight, self.groups)
 
     def apply(self, u: Tensor) -> Tensor:
@@ -201,28 +194,27 @@ class Convolution(Linear):
         )
 
 
-def _wide(value: Any, n: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * n if len(values) == 1 else values
-
-
 def _bias(call: Call) -> Bias | None:
     return None if call["bias"] is None else Bias(call["bias"], dim=1)
 
 
-@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, content="input", layer="convolution")
+@static(
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, content="input", layer="convolution", rows=behind(1)
+)
 def _conv(call: Call) -> tuple[Linear, Bias | None]:
     n = len(call["weight"].shape) - 2
-    geometry = [_wide(call[name], n) for name in ("stride", "padding", "dilation")]
+    geometry = [wide(call[name], n) for name in ("stride", "padding", "dilation")]
     return _between(call, geometry), _bias(call)
 
 
-@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, content="input", layer="convolution")
+@static(
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, content="input", layer="convolution", rows=behind(1)
+)
 def _conv_padding(call: Call) -> tuple[Linear, Bias | None]:
     """padding="same" puts the odd position on the right, which needs a padding of its own."""
     kernel = [int(k) for k in call["weight"].shape[2:]]
     n = len(kernel)
-    stride, dilation = _wide(call["stride"], n), _wide(call["dilation"], n)
+    stride, dilation = wide(call["stride"], n), wide(call["dilation"], n)
     total = [d * (k - 1) if call["padding"] == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
     if all(t % 2 == 0 for t in total):
         return _between(call, [stride, [t // 2 for t in total], dilation]), _bias(call)
@@ -233,20 +225,21 @@ def _conv_padding(call: Call) -> tuple[Linear, Bias | None]:
     return Chain(inner, Pad(sides, "constant", shape, call.x.device)), _bias(call)
 
 
-@rule(
+@static(
     aten.conv_transpose1d.default,
     aten.conv_transpose2d.input,
     aten.conv_transpose3d.input,
     content="input",
     layer="convolution",
+    rows=behind(1),
 )
 def _conv_transpose(call: Call) -> tuple[Linear, Bias | None]:
     n = len(call["weight"].shape) - 2
-    geometry = [_wide(call[name], n) for name in ("stride", "padding", "dilation")]
+    geometry = [wide(call[name], n) for name in ("stride", "padding", "dilation")]
     return _between(call, geometry, forward=False), _bias(call)
 
 
-@rule(aten.convolution.default, content="input", layer="convolution")
+@static(aten.convolution.default, content="input", layer="convolution", rows=behind(1))
 def _convolution(call: Call) -> tuple[Linear, Bias | None]:
     geometry = [list(call[name]) for name in ("stride", "padding", "dilation")]
     return _between(call, geometry, forward=not call["transposed"]), _bias(call)

@@ -10,7 +10,8 @@ import torch
 from omenn_fx.algebra.form import Call
 from omenn_fx.algebra.linear import Linear
 from omenn_fx.algebra.mass import Mass, Shape
-from omenn_fx.algebra.ruleset import rule
+from omenn_fx.algebra.rows import summed
+from omenn_fx.rules.ops.forms import static
 
 Tensor = torch.Tensor
 
@@ -34,6 +35,6 @@ class GroupedMatrix(Linear):
         return GroupedMatrix(self.call, torch.abs(self.weight), self.operand)
 
 
-@rule("transformers.grouped_mm_fallback.default", content="input")
+@static("transformers.grouped_mm_fallback.default", content="input", rows=summed(input=-1))
 def _grouped(call: Call) -> Linear:
     return GroupedMatrix(call, call["weight"], call.shape())

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 
 from omenn_fx.algebra.form import Call
 from omenn_fx.algebra.linear import Chain, Linear, Moves, Weighted
-from omenn_fx.algebra.ruleset import rule
-from omenn_fx.rules.ops.structural import Pad
+from omenn_fx.algebra.rows import last
+from omenn_fx.rules.ops.forms import static
+from omenn_fx.rules.ops.padding import Pad
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-@rule(aten.im2col.default)
+@static(aten.im2col.default, rows=last(3))
 def _im2col(call: Call) -> Linear:
     """Padding reads nothing: it is a step of its own, which says where its mass goes."""
     shape, (down, right) = call.shape(), call["padding"]
@@ -28,7 +29,7 @@ def _im2col(call: Call) -> Linear:
     return Chain(windows, Pad(sides, "constant", shape, call.x.device)) if any(sides) else windows
 
 
-@rule(aten.col2im.default)
+@static(aten.col2im.default, rows=last(2))
 def _col2im(call: Call) -> Linear:
     geometry = {name: call[name] for name in ("kernel_size", "dilation", "padding", "stride")}
     return Weighted(

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
 from omenn_fx.algebra.linear import Chain, Diagonal, Linear, Moves, Weighted
 from omenn_fx.algebra.mass import Shape, agree
-from omenn_fx.algebra.ruleset import rule
+from omenn_fx.algebra.rows import APART, INDEXED, Rows, along, last
+from omenn_fx.rules.ops.forms import dynamic, static
 from omenn_fx.rules.ops.structural import moves, zeros
 
 aten = torch.ops.aten
@@ -24,14 +25,17 @@ Map = Callable[[Tensor], Tensor]
 moves(
     aten.index_select.default,
     back=lambda call, g: torch.index_add(zeros(g, call.shape()), call["dim"], call["index"], g),
+    rows=along("dim"),
 )
 moves(
     aten.gather.default,
     back=lambda call, g: torch.scatter_add(zeros(g, call.shape()), call["dim"], call["index"], g),
+    rows=along("dim"),
 )
 moves(
     aten.index.Tensor,
     back=lambda call, g: aten.index_put.default(zeros(g, call.shape()), call["indices"], g, True),
+    rows=INDEXED,
 )
 
 
@@ -92,28 +96,29 @@ def _last_written(call: Call) -> Tensor:
     return (torch.gather(ids, call["dim"], call["index"]) == number).to(call.out.dtype)
 
 
-@rule(aten.scatter.src, content=("self", "src"), passes_gate=True)
+@static(aten.scatter.src, content=("self", "src"), passes_gate=True, rows=along("dim"))
 def _scatter(call: Call) -> Affine:
     kept = torch.ones_like(call.out).scatter(call["dim"], call["index"], 0.0)
     return _onto(call, "src", kept, *_scattering(call, "src", _last_written(call)))
 
 
-@rule(aten.scatter.value, passes_gate=True)
+@static(aten.scatter.value, passes_gate=True, rows=along("dim"))
 def _scatter_value(call: Call) -> tuple[Linear, Bias]:
     kept = torch.ones_like(call.out).scatter(call["dim"], call["index"], 0.0)
     return Diagonal(kept, call.shape(), call.out.shape), Bias((1 - kept) * float(call["value"])).finite()
 
 
-@rule(aten.scatter_add.default, content=("self", "src"), passes_gate=True)
+@static(aten.scatter_add.default, content=("self", "src"), passes_gate=True, rows=along("dim"))
 def _scatter_add(call: Call) -> Affine:
     return _onto(call, "src", torch.ones_like(call.out), *_scattering(call, "src"))
 
 
-@rule(
+@dynamic(
     aten.scatter_reduce.two,
     content=("self", "src"),
-    dynamic=True,
     passes_gate=True,
+    rows=along("dim"),
+    derivative="form",
     accepts=lambda operands: operands["reduce"] != "prod",
 )
 def _scatter_reduce(call: Call) -> Affine:
@@ -134,7 +139,7 @@ def _scatter_reduce(call: Call) -> Affine:
     return _onto(call, "src", own / whole, *_scattering(call, "src", wins / torch.gather(whole, dim, index)))
 
 
-@rule(aten.index_add.default, content=("self", "source"))
+@static(aten.index_add.default, content=("self", "source"), rows=along("dim"))
 def _index_add(call: Call) -> Affine:
     dim, index, size, alpha = call["dim"], call["index"], call.out.shape, call["alpha"]
     form = _onto(
@@ -154,7 +159,7 @@ def _index_add(call: Call) -> Affine:
     return Affine({**form.terms, slot: Chain(form.terms[slot], scale)}, form.bias, disjoint=True)
 
 
-@rule(aten.index_put.default, content=("self", "values"))
+@static(aten.index_put.default, content=("self", "values"), rows=INDEXED)
 def _index_put(call: Call) -> Affine:
     """Values written to (or added at) index positions; they may be broadcast to all of them."""
     indices, size, values = call["indices"], call.out.shape, call["values"]
@@ -183,7 +188,7 @@ def _index_put(call: Call) -> Affine:
     return _onto(call, "values", kept, put, take)
 
 
-@rule(aten.slice_scatter.default, content=("self", "src"), passes_gate=True)
+@static(aten.slice_scatter.default, content=("self", "src"), passes_gate=True, rows=APART)
 def _slice_scatter(call: Call) -> Affine:
     where = [call[name] for name in ("dim", "start", "end", "step")]
     return _onto(
@@ -195,7 +200,7 @@ def _slice_scatter(call: Call) -> Affine:
     )
 
 
-@rule(aten.select_scatter.default, content=("self", "src"), passes_gate=True)
+@static(aten.select_scatter.default, content=("self", "src"), passes_gate=True, rows=APART)
 def _select_scatter(call: Call) -> Affine:
     where = call["dim"], call["index"]
     return _onto(
@@ -207,7 +212,12 @@ def _select_scatter(call: Call) -> Affine:
     )
 
 
-@rule(aten.masked_scatter.default, content=("self", "source"))
+IN_ORDER = Rows(
+    "the source's values in their order", lambda operands, slot, ndim: range(ndim) if slot.name == "source" else ()
+)
+
+
+@static(aten.masked_scatter.default, content=("self", "source"), rows=IN_ORDER)
 def _masked_scatter(call: Call) -> Affine:
     """The masked positions take the values of `source` in order."""
     mask = call["mask"].expand(*call.out.shape)
@@ -246,5 +256,5 @@ def _unpool(n: int) -> Callable[[Call], Linear]:
     return form
 
 
-rule(aten.max_unpool2d.default)(_unpool(2))
-rule(aten.max_unpool3d.default)(_unpool(3))
+static(aten.max_unpool2d.default, rows=last(2))(_unpool(2))
+static(aten.max_unpool3d.default, rows=last(3))(_unpool(3))

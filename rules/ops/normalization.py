@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from omenn_fx.algebra.form import Bias, Call
-from omenn_fx.algebra.linear import Centre, Chain, Diagonal, Linear, Moves
-from omenn_fx.algebra.mass import Shape
-from omenn_fx.algebra.ruleset import rule
+from omenn_fx.algebra.linear import Centre, Chain, Diagonal, Linear, Moves, Reduction, Sum
+from omenn_fx.algebra.mass import Mass, Shape
+from omenn_fx.algebra.rows import APART, Rows, behind, last
+from omenn_fx.algebra.ruleset import Variant
+from omenn_fx.rules.ops.forms import before, dynamic, only_term, product, static
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -38,9 +42,10 @@ def _in_eval(operands: Mapping[str, Any]) -> bool:
     return not operands.get("training", False)
 
 
-rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default, content="input", accepts=_in_eval)(
-    _batch_norm
-)
+static(
+    aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default,
+    content="input", accepts=_in_eval, rows=APART,
+)(_batch_norm)  # fmt: skip
 
 
 def _affine(call: Call, inner: Linear, weight: Any, bias: Bias | None) -> tuple[Linear, Bias | None]:
@@ -51,6 +56,7 @@ def _affine(call: Call, inner: Linear, weight: Any, bias: Bias | None) -> tuple[
 
 # x, the dimensions that are normalised together, the shape of x, eps, and whether the mean is taken off.
 Standardise = Callable[[Tensor, tuple[int, ...], Shape, float, bool], Linear]
+Norm = Callable[..., tuple[Linear, Bias | None]]  # of a call, and how to standardise
 
 
 def inverse_deviation(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, centre: bool) -> Tensor:
@@ -68,7 +74,76 @@ def standardise(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, cent
     return Chain(scale, Centre(dims, shape)) if centre else scale
 
 
-@rule(aten.layer_norm.default, aten.native_layer_norm.default, content="input", dynamic=True)
+# The same norm with another map in the place of (I - mean) / sigma ---------------------------------------------------
+
+
+class OfNorm(Linear):
+    """J = (I - mean - y y^T / n) / sigma over `dims`, symmetric, with y = (x - mean) / sigma.
+
+    `centre=False` leaves the mean out, as an RMS norm does. Mass stays where it is.
+    """
+
+    def __init__(self, y: Tensor, scale: Tensor, dims: Sequence[int], operand: Shape, centre: bool, sign: float = -1.0):
+        self.y, self.scale, self.dims, self.operand = y, scale, tuple(dims), operand
+        self.centre, self.sign = centre, sign
+
+    def apply(self, u: Tensor) -> Tensor:
+        along = self.y * (self.y * u).mean(self.dims, keepdim=True)
+        if self.centre:
+            along = along + u.mean(self.dims, keepdim=True)
+        return self.scale * (u + self.sign * along)
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return self.apply(g)
+
+    def carry(self, mass: Mass) -> Mass:
+        return mass.moved(self.operand)
+
+    def magnitude(self) -> Linear:
+        """A bound: the terms of the sum one by one."""
+        return OfNorm(torch.abs(self.y), self.scale, self.dims, self.operand, self.centre, sign=1.0)
+
+
+def _of_norm(x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, centre: bool) -> Linear:
+    scale = inverse_deviation(x, dims, shape, eps, centre)
+    y = scale * (x - x.mean(dims, keepdim=True) if centre else x)
+    return OfNorm(y, scale, dims, shape, centre)
+
+
+def _against(reference: Tensor, x: Tensor, dims: tuple[int, ...], shape: Shape, eps: float, centre: bool) -> Linear:
+    """The product of c = x - mean x and r = 1 / sigma, as if it were written out:
+
+    r - r0 = -(r r0)^2 / (r + r0) (sigma^2 - sigma0^2) and sigma^2 - sigma0^2 = mean((c + c0) (c - c0)).
+    """
+    x0 = reference.reshape(tuple(shape))
+    r, r0 = (inverse_deviation(v, dims, shape, eps, centre) for v in (x, x0))
+    c, c0 = (v - v.mean(dims, keepdim=True) if centre else v for v in (x, x0))
+    by_content, by_deviation = product(c, c0, r, r0)
+    kept = {d % len(shape) for d in dims}
+    small = [1 if d in kept else n for d, n in enumerate(shape)]
+    squares = Chain(Reduction(dims, True, shape, 1 / math.prod(shape[d] for d in dims)), Diagonal(c + c0, shape, shape))
+    deviation = Chain(Diagonal(-by_deviation * (r * r0) ** 2 / (r + r0), small, shape), squares)
+    centred = Centre(dims, shape) if centre else Diagonal(None, shape, shape)
+    return Sum(Chain(Diagonal(by_content, shape, shape), centred), deviation)
+
+
+def _jacobian(form: Norm) -> Variant:
+    return Variant(only_term(lambda call: form(call, standardise=_of_norm)[0]), {"content": ("input",)})
+
+
+def _change(form: Norm) -> Variant:
+    return Variant(only_term(lambda call: form(call, standardise=partial(_against, before(call).x))[0]))
+
+
+def _norm(*ops: Any, rows: Rows) -> Callable[[Norm], Norm]:
+    """Register a norm in its three forms."""
+    return dynamic(*ops, content="input", kind="norm", rows=rows, derivative=_jacobian, difference=_change)
+
+
+# The operators -------------------------------------------------------------------------------------------------------
+
+
+@_norm(aten.layer_norm.default, aten.native_layer_norm.default, rows=last("normalized_shape"))
 def layer_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear, Bias | None]:
     """Statistics of the last dimensions."""
     n = len(call["normalized_shape"])
@@ -77,7 +152,7 @@ def layer_norm(call: Call, standardise: Standardise = standardise) -> tuple[Line
     return _affine(call, inner, call["weight"], bias)
 
 
-@rule(aten.rms_norm.default, aten._fused_rms_norm.default, content="input", dynamic=True)
+@_norm(aten.rms_norm.default, aten._fused_rms_norm.default, rows=last("normalized_shape"))
 def rms_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear, Bias | None]:
     """The mean square of the last dimensions."""
     n = len(call["normalized_shape"])
@@ -86,13 +161,13 @@ def rms_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear
     return _affine(call, inner, call["weight"], None)
 
 
-@rule(aten.group_norm.default, content="input", dynamic=True)
+@_norm(aten.group_norm.default, rows=behind(1))
 def group_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear, Bias | None]:
     """A layer norm over the channels of a group and all positions, on a view that gives groups a dimension."""
     return _grouped(call, call["num_groups"], standardise)
 
 
-@rule(aten.instance_norm.default, content="input", dynamic=True)
+@_norm(aten.instance_norm.default, rows=behind(2))
 def instance_norm(call: Call, standardise: Standardise = standardise) -> tuple[Linear, Bias | None]:
     """Statistics of each channel of each sample, or the running ones."""
     if not call["use_input_stats"]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 
+from omenn_fx.algebra.rows import APART
 from omenn_fx.algebra.ruleset import omenn
 
 aten = torch.ops.aten
 
 # Integer ids become content here: the result is the explained input itself.
-omenn.opaque(aten.embedding.default, source=True)
+omenn.opaque(aten.embedding.default, source=True, rows=APART)
 
 # No values of their own, only the shape of the operand.
 omenn.opaque(
@@ -27,11 +28,9 @@ omenn.opaque(
 omenn.opaque(
     aten.argmax.default, aten.argmin.default, aten.argsort.default, aten.argsort.stable, aten.nonzero.default,
     aten.bucketize.Tensor, aten.searchsorted.Tensor, aten.histc.default, aten.one_hot.default,
-    aten.affine_grid_generator.default,  # made to be read as positions
-    aten.sign.default, aten.sgn.default, aten.heaviside.default,
+    aten.sign.default, aten.heaviside.default,
     aten.floor.default, aten.ceil.default, aten.round.default, aten.round.decimals, aten.trunc.default,
     aten.floor_divide.default, aten.div.Tensor_mode, aten.div.Scalar_mode,
-    aten.remainder.Scalar, aten.remainder.Tensor, aten.fmod.Scalar, aten.fmod.Tensor,
     aten.eq.Scalar, aten.eq.Tensor, aten.ne.Scalar, aten.ne.Tensor,
     aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar, aten.le.Tensor,
     aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.isclose.default,
@@ -41,5 +40,5 @@ omenn.opaque(
     aten.isnan.default, aten.isinf.default, aten.isfinite.default, aten.signbit.default,
 )  # fmt: skip
 
-# No value at 0 to start from: in a product the coefficient, whatever the other operand is.
-omenn.opaque(aten.rsqrt.default, aten.reciprocal.default, gate=True)
+# With a derivative that has no formula here. The grid is made to be read as positions; torch decomposes sgn.
+omenn.opaque(aten.affine_grid_generator.default, aten.sgn.default, derivative="none")

@@ -1,22 +1,20 @@
-"""Pools. Every averaging pool is separable: one small matrix per dimension. Max pools select their windows' winners;
-ties share equally."""
+"""Averaging pools. Each is separable: one small matrix per dimension."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from omenn_fx.algebra.form import Call
 from omenn_fx.algebra.linear import Linear, Reduction
 from omenn_fx.algebra.mass import Even, Mass, Shape
-from omenn_fx.algebra.ruleset import rule
-from omenn_fx.rules.ops.selection import winner
+from omenn_fx.algebra.rows import last
+from omenn_fx.rules.ops.forms import static
+from omenn_fx.rules.ops.windows import wide
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -65,11 +63,6 @@ def _shares(matrix: Tensor) -> Tensor:
     return size / size.sum(1, keepdim=True)
 
 
-def _wide(value: Any, n: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * n if len(values) == 1 else values
-
-
 # Averages ------------------------------------------------------------------------------------------------------------
 
 
@@ -94,8 +87,8 @@ def adaptive_windows(size: int, out: int) -> list[tuple[int, int]]:
 
 def _avg_pool(call: Call, n: int) -> Linear:
     shape = call.shape()
-    kernel, padding = _wide(call["kernel_size"], n), _wide(call["padding"], n)
-    stride = _wide(call["stride"], n) if call["stride"] else kernel
+    kernel, padding = wide(call["kernel_size"], n), wide(call["padding"], n)
+    stride = wide(call["stride"], n) if call["stride"] else kernel
     how = call["ceil_mode"], call["count_include_pad"]
     matrices = [
         matrix_of(lambda unit, k=k, s=s, p=p: aten.avg_pool1d.default(unit, [k], [s], [p], *how), size, call.x)  # type: ignore[misc]
@@ -107,12 +100,15 @@ def _avg_pool(call: Call, n: int) -> Linear:
     return Separable(matrices, shape)
 
 
-rule(aten.avg_pool1d.default)(partial(_avg_pool, n=1))
-rule(aten.avg_pool2d.default)(partial(_avg_pool, n=2))
-rule(aten.avg_pool3d.default)(partial(_avg_pool, n=3))
+static(aten.avg_pool1d.default, sign="kept", rows=last("kernel_size"))(partial(_avg_pool, n=1))
+static(aten.avg_pool2d.default, sign="kept", rows=last("kernel_size"))(partial(_avg_pool, n=2))
+static(aten.avg_pool3d.default, sign="kept", rows=last("kernel_size"))(partial(_avg_pool, n=3))
 
 
-@rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
+@static(
+    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
+    sign="kept", rows=last("output_size"),
+)  # fmt: skip
 def _adaptive_avg_pool(call: Call) -> Linear:
     shape, n = call.shape(), len(call["output_size"])
     sizes, outs = shape[-n:], call.out.shape[-n:]
@@ -124,258 +120,3 @@ def _adaptive_avg_pool(call: Call) -> Linear:
         [matrix_of(lambda unit, o=o: pool(unit, [int(o)]), int(s), call.x) for s, o in zip(sizes, outs, strict=True)],  # type: ignore[misc]
         shape,
     )
-
-
-# Max pools -----------------------------------------------------------------------------------------------------------
-
-
-class Windows:
-    """The geometry of sliding windows over the last n dimensions.
-
-    The input is cut into blocks as long as the stride. A position is a phase within its block; at one offset, all
-    windows read the same phase, each at its own block: a shift. So nothing is copied with steps, and no sum overlaps.
-    """
-
-    def __init__(
-        self,
-        size: list[Any],
-        out: list[Any],
-        kernel: list[int],
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-    ):
-        """Sizes are ints, or free: values of the graph that is built, of which only sums and products are known."""
-        self.size, self.out, self.stride, self.padding, self.dilation = size, out, stride, padding, dilation
-        dimensions = list(zip(size, out, kernel, stride, padding, dilation, strict=True))
-        # More blocks than windows, and positions of the blocks beyond the end; of a free size as many as there may be.
-        self.more = [
-            -(-n // s) - o if _known(n, o) else -(-(d * (k - 1) - 2 * p) // s) for n, o, k, s, p, d in dimensions
-        ]
-        self.blocks = [o + m for o, m in zip(out, self.more, strict=True)]
-        self.rests = [
-            q * s - n if _known(n, o) else 0 if s == 1 else (m + 1) * s + p
-            for q, m, (n, o, _, s, p, _) in zip(self.blocks, self.more, dimensions, strict=True)
-        ]
-        # An offset at which every window reads padding (a window larger than the image) is none.
-        self.offsets = [o for o in itertools.product(*(range(k) for k in kernel)) if self._reads(o)]
-
-    def _reads(self, offset: tuple[int, ...]) -> bool:
-        ends = zip(self._at(offset)[1], self.blocks, self.out, strict=True)
-        return all(-o < shift < q for shift, q, o in ends if _known(q, o))
-
-    def _at(self, offset: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:
-        """The phase that an offset reads, and the block of the first window."""
-        geometry = zip(offset, self.dilation, self.padding, self.stride, strict=True)
-        shifts, phase = zip(*(divmod(k * d - p, s) for k, d, p, s in geometry), strict=True)
-        return phase, list(shifts)
-
-    def phases(self, x: Tensor, value: float) -> dict[tuple[int, ...], Tensor]:
-        """Phase -> its values at every block, [..., *blocks]; `value` beyond the end."""
-        n = len(self.size)
-        if any(self.rests):
-            x = F.pad(x, [v for r in reversed(self.rests) for v in (0, r)], value=value)
-            free = [0 if _known(size) else r for r, size in zip(self.rests, self.size, strict=True)]
-            x = _first(x, [q * s for q, s in zip(self.blocks, self.stride, strict=True)], free)
-        if all(s == 1 for s in self.stride):
-            return {(0,) * n: x}
-        lead = len(x.shape) - n
-        x = x.reshape(*x.shape[:lead], *(v for qs in zip(self.blocks, self.stride, strict=True) for v in qs))
-        x = x.permute([*range(lead + 1, lead + 2 * n, 2), *range(lead), *range(lead, lead + 2 * n, 2)])
-        return {phase: x[phase] for phase in itertools.product(*(range(s) for s in self.stride))}
-
-    def view(self, phases: dict[tuple[int, ...], Tensor], offset: tuple[int, ...], value: float) -> Tensor:
-        """The values at one offset of every window, `value` in the padding."""
-        phase, shifts = self._at(offset)
-        pads = [v for t, more in zip(shifts[::-1], self.more[::-1], strict=True) for v in (-t, t - more)]
-        return F.pad(phases[phase], pads, value=value) if any(pads) else phases[phase]
-
-    def overlap_add(self, pieces: dict[tuple[int, ...], Tensor], leading: Shape) -> Tensor:
-        """The transpose of all views together: pieces[offset] of the output's shape, summed at the input's positions.
-
-        Positions of the same phase are summed on the grid of blocks, then interleaved.
-        """
-        n, lead = len(self.size), len(leading)
-        terms: dict[tuple[int, ...], Tensor] = {}
-        for offset, piece in pieces.items():
-            phase, shifts = self._at(offset)
-            pads = [v for t, more in zip(shifts[::-1], self.more[::-1], strict=True) for v in (t, more - t)]
-            term = F.pad(piece, pads) if any(pads) else piece
-            terms[phase] = terms[phase] + term if phase in terms else term
-        if all(s == 1 for s in self.stride):
-            return terms[(0,) * n]
-        nothing = torch.zeros_like(next(iter(terms.values())))
-        stacked = torch.stack(
-            [terms.get(phase, nothing) for phase in itertools.product(*(range(s) for s in self.stride))], lead
-        )
-        if n == 2 and self.stride[0] == self.stride[1] and lead:  # the same, in one operator
-            whole = F.pixel_shuffle(stacked.flatten(lead - 1, lead), self.stride[0])
-        else:
-            stacked = stacked.reshape(*leading, *self.stride, *self.blocks)
-            order = [*range(lead), *(i for d in range(n) for i in (lead + n + d, lead + d))]
-            sizes = [q * s for q, s in zip(self.blocks, self.stride, strict=True)]
-            whole = stacked.permute(order).reshape(*leading, *sizes)
-        return _first(whole, self.size, self.rests)
-
-
-def _known(*sizes: Any) -> bool:
-    return all(isinstance(size, int) for size in sizes)
-
-
-def _first(value: Tensor, sizes: list[Any], rests: list[int]) -> Tensor:
-    """The first positions of the last dimensions that have a rest behind them."""
-    for d, (size, rest) in enumerate(zip(sizes, rests, strict=True)):
-        if rest:
-            value = value.narrow_copy(d - len(sizes), 0, size)
-    return value
-
-
-class MaxPool(Linear):
-    """Selection of the winners of each window, ties sharing equally. Mass is shared by the window's valid positions."""
-
-    def __init__(self, x: Tensor, out: Tensor, windows: Windows, operand: Shape):
-        self.windows, self.operand, self.dtype, self.device = windows, operand, x.dtype, x.device
-        phases = windows.phases(x, -math.inf)
-        views = {o: windows.view(phases, o, -math.inf) for o in windows.offsets}
-        if x.dtype in (torch.float16, torch.bfloat16):  # a runtime may keep the pool's result in a wider type
-            out = reduce(torch.maximum, views.values())
-        self.wins = {o: (view == out).to(x.dtype) for o, view in views.items()}
-        self.ties = reduce(torch.add, self.wins.values())
-
-    @property
-    def _leading(self) -> Shape:
-        return self.operand[: len(self.operand) - len(self.windows.size)]
-
-    def apply(self, u: Tensor) -> Tensor:
-        phases = self.windows.phases(u, 0.0)
-        total: Any = reduce(torch.add, (w * self.windows.view(phases, o, 0.0) for o, w in self.wins.items()))
-        return total / self.ties
-
-    def transpose(self, g: Tensor) -> Tensor:
-        g = g / self.ties
-        return self.windows.overlap_add({o: w * g for o, w in self.wins.items()}, self._leading)
-
-    def carry(self, mass: Mass) -> Mass:
-        first = len(self._leading)
-        part = mass.parts[0]
-        even = part.even if len(mass.parts) == 1 and isinstance(part, Even) else frozenset()
-        if any(d >= first for d in even) or not even:
-            value, even = mass.dense(), frozenset()
-        else:
-            assert isinstance(part, Even)
-            value = part.value
-        everywhere: Any = [1] * first + self.windows.size
-        known = _known(*self.windows.size)
-        ones = torch.ones(everywhere, dtype=self.dtype, device=self.device) if known else value.new_ones(everywhere)
-        inside = self.windows.phases(ones, 0.0)
-        share = value / reduce(torch.add, (self.windows.view(inside, o, 0.0) for o in self.windows.offsets))
-        leading = [1 if d in even else s for d, s in enumerate(self._leading)]
-        moved = self.windows.overlap_add(dict.fromkeys(self.windows.offsets, share), leading)
-        return Mass((Even(moved, even),), self.operand)
-
-    def magnitude(self) -> Linear:
-        return self
-
-
-def _max_pool(call: Call, n: int) -> Linear:
-    shape = call.shape()
-    kernel = _wide(call["kernel_size"], n)
-    stride = _wide(call["stride"], n) if call["stride"] else kernel
-    windows = Windows(
-        list(shape[-n:]),
-        list(call.out.shape[-n:]),
-        kernel,
-        stride,
-        _wide(call["padding"], n),
-        _wide(call["dilation"], n),
-    )
-    return MaxPool(call.x, call.out, windows, shape)
-
-
-rule(aten.max_pool1d.default, aten.max_pool1d_with_indices.default, dynamic=True)(partial(_max_pool, n=1))
-rule(aten.max_pool2d.default, aten.max_pool2d_with_indices.default, dynamic=True)(partial(_max_pool, n=2))
-rule(aten.max_pool3d.default, aten.max_pool3d_with_indices.default, dynamic=True)(partial(_max_pool, n=3))
-
-
-class AdaptiveMaxPool(Linear):
-    """As MaxPool, with windows of unequal sizes: each dimension is laid out window by window, padded to one length."""
-
-    def __init__(self, x: Tensor, out: Tensor, operand: Shape, n: int):
-        self.operand, self.first = operand, len(operand) - n
-        self.windows = [
-            adaptive_windows(int(size), int(count))
-            for size, count in zip(operand[self.first :], out.shape[self.first :], strict=True)
-        ]
-        self.length = [max(end - start for start, end in windows) for windows in self.windows]
-        self.like = x
-        self.valid = self._valid()
-        self.wins = (self._lay_out(x) == self._repeated(out)).to(x.dtype) * self.valid
-        self.ties = self._summed(self.wins)
-
-    def _reads(self, d: int) -> list[int]:
-        """The positions along dimension d, window by window; beyond a window's end its first position."""
-        return [s + k if s + k < e else s for s, e in self.windows[d] for k in range(self.length[d])]
-
-    def _valid(self) -> Tensor:
-        valid = self.like.new_ones([1] * len(self.operand))
-        for d, windows in enumerate(self.windows):
-            inside = [1.0 if s + k < e else 0.0 for s, e in windows for k in range(self.length[d])]
-            shape = [-1 if axis == self.first + d else 1 for axis in range(len(self.operand))]
-            valid = valid * torch.tensor(inside, dtype=self.like.dtype, device=self.like.device).reshape(shape)
-        return valid
-
-    def _lay_out(self, value: Tensor) -> Tensor:
-        for d in range(len(self.windows)):
-            reads = self._reads(d)
-            if reads != list(range(self.operand[self.first + d])):
-                index = torch.tensor(reads, device=self.like.device)
-                value = aten.index_select.default(value, self.first + d, index)
-        return value
-
-    def _gathered(self, value: Tensor) -> Tensor:
-        """The transpose of `_lay_out`."""
-        shape = list(value.shape)
-        for d in range(len(self.windows)):
-            reads, axis = self._reads(d), self.first + d
-            if reads != list(range(self.operand[axis])):
-                shape[axis] = self.operand[axis]
-                index = torch.tensor(reads, device=self.like.device)
-                value = torch.index_add(value.new_zeros(tuple(shape)), axis, index, value)
-        return value
-
-    def _repeated(self, value: Tensor) -> Tensor:
-        """The value of a window at each of its positions."""
-        for d, length in enumerate(self.length):
-            value = torch.repeat_interleave(value, length, self.first + d)
-        return value
-
-    def _summed(self, value: Tensor) -> Tensor:
-        """The transpose of `_repeated`."""
-        for d, length in enumerate(self.length):
-            value = value.unflatten(self.first + d, (-1, length)).sum(self.first + d + 1)
-        return value
-
-    def apply(self, u: Tensor) -> Tensor:
-        return self._summed(self._lay_out(u) * self.wins) / self.ties
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return self._gathered(self._repeated(g / self.ties) * self.wins)
-
-    def carry(self, mass: Mass) -> Mass:
-        share = self._repeated(mass.dense() / self._summed(self.valid))
-        return Mass((Even(self._gathered(share * self.valid)),), self.operand)
-
-    def magnitude(self) -> Linear:
-        return self
-
-
-def _adaptive_max_pool(call: Call, n: int) -> Linear:
-    shape = call.shape()
-    if all(isinstance(s, int) and s == 1 for s in call.out.shape[-n:]):
-        return winner(call, call.out, list(range(len(shape) - n, len(shape))), keepdim=True)
-    return AdaptiveMaxPool(call.x, call.out, shape, n)
-
-
-rule(aten.adaptive_max_pool1d.default, dynamic=True)(partial(_adaptive_max_pool, n=1))
-rule(aten.adaptive_max_pool2d.default, dynamic=True)(partial(_adaptive_max_pool, n=2))
-rule(aten.adaptive_max_pool3d.default, dynamic=True)(partial(_adaptive_max_pool, n=3))

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
 from omenn_fx.algebra.linear import Linear
 from omenn_fx.algebra.mass import Even, Mass, Shape
-from omenn_fx.algebra.ruleset import rule
-from omenn_fx.rules.ops.elementwise import quotient
+from omenn_fx.algebra.rows import Operands, Rows
+from omenn_fx.rules.ops.forms import dynamic, quotient
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -301,6 +301,15 @@ class Recurrence(Linear):
         return Recurrence(self.network.magnitude(), self.operand, self.result, self.batch_first, self.shape, self.like)
 
 
+def _all_but_samples(operands: Operands, slot: Slot, ndim: int) -> set[int]:
+    """Samples are dimension 1, or 0 of an input with batch_first; an input without samples is one."""
+    samples = 0 if operands["batch_first"] and slot.name == "input" else 1
+    return set(range(ndim)) - ({samples} if ndim == 3 else set())
+
+
+SEQUENCES = Rows("along time and features", _all_but_samples)
+
+
 def _recurrent(op: Any, kind: Kind) -> None:
     states = 2 if kind.cell else 1
 
@@ -322,7 +331,7 @@ def _recurrent(op: Any, kind: Kind) -> None:
             bias = bias.transpose(0, 1)
         return Affine(terms, None if bias is None else Bias(bias))
 
-    rule(op, content=("input", "hx"), dynamic=True)(form)
+    dynamic(op, content=("input", "hx"), rows=SEQUENCES, apart=True)(form)
 
 
 def _weights(params: list[Tensor], biases: bool, layers: int, bidirectional: bool) -> list[Weights]:

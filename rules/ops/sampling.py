@@ -10,7 +10,8 @@ import torch
 
 from omenn_fx.algebra.form import Call
 from omenn_fx.algebra.linear import Linear, Weighted
-from omenn_fx.algebra.ruleset import rule
+from omenn_fx.algebra.rows import behind, last
+from omenn_fx.rules.ops.forms import static
 from omenn_fx.rules.ops.pooling import Separable, matrix_of
 
 aten = torch.ops.aten
@@ -49,7 +50,8 @@ def _interpolation(*ops: Any, mode: str, n: int) -> None:
         ]
         return Separable(matrices, shape)
 
-    rule(*ops, content=("input",) if all("input" in _names(op) for op in ops) else ("self",))(form)
+    content = ("input",) if all("input" in _names(op) for op in ops) else ("self",)
+    static(*ops, content=content, rows=last(n))(form)
 
 
 def _names(op: Any) -> set[str]:
@@ -122,7 +124,10 @@ def _taps(at: Tensor, size: int, mode: int, padding: int, align: bool) -> list[T
     return [(p.clamp(0, size - 1).long(), w * ((p >= 0) & (p <= size - 1)).to(w.dtype)) for p, w in taps]
 
 
-@rule(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default, content="input")
+@static(
+    aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default,
+    content="input", rows=behind(1),
+)  # fmt: skip
 def _grid_sampler(call: Call) -> Linear:
     """Each position of the grid reads its neighbours in the image; the grid is held fixed."""
     shape, grid = call.shape(), call["grid"]

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from omenn_fx.algebra.form import Call
 from omenn_fx.algebra.linear import Linear, Weighted
 from omenn_fx.algebra.mass import Even, Mass, Shape
-from omenn_fx.algebra.ruleset import omenn, rule
+from omenn_fx.algebra.rows import along
+from omenn_fx.rules.ops.forms import static
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -56,7 +57,7 @@ def _scale(sizes: list[int], normalization: int) -> float:
     return math.prod(sizes) ** {0: 0.0, 1: -0.5, 2: -1.0}[normalization]
 
 
-@rule(aten._fft_c2c.default, complex=True)
+@static(aten._fft_c2c.default, complex=True, rows=along("dim"))
 def _complex_to_complex(call: Call) -> Linear:
     dims, norm = _transform(call)
 
@@ -67,7 +68,7 @@ def _complex_to_complex(call: Call) -> Linear:
     return Fourier(lambda u: call.replay(self=u), back, dims, scale, call.shape(), call.out.shape)
 
 
-@rule(aten._fft_r2c.default, complex=True)
+@static(aten._fft_r2c.default, complex=True, rows=along("dim"))
 def _real_to_complex(call: Call) -> Linear:
     dims, norm = _transform(call)
     last, shape = dims[-1], call.shape()
@@ -83,7 +84,7 @@ def _real_to_complex(call: Call) -> Linear:
     )
 
 
-@rule(aten._fft_c2r.default, complex=True)
+@static(aten._fft_c2r.default, complex=True, rows=along("dim"))
 def _complex_to_real(call: Call) -> Linear:
     """The half spectrum stands for the whole: all but its first entry (and the last, of an even size) count twice."""
     dims, norm = _transform(call)
@@ -98,17 +99,3 @@ def _complex_to_real(call: Call) -> Linear:
 
     sizes = [size if d == last else call.shape()[d] for d in dims]
     return Fourier(lambda u: call.replay(self=u), back, dims, 2 * _scale(sizes, norm), call.shape(), call.out.shape)
-
-
-# Operators whose W is real and acts on both parts alike.
-omenn.mark(
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar,
-    aten.neg.default, aten.abs.default, aten.clone.default, aten.contiguous.default, aten.alias.default,
-    aten.detach.default, aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints,
-    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.permute.default,
-    aten.transpose.int, aten.movedim.int, aten.flip.default, aten.roll.default, aten.slice.Tensor, aten.select.int,
-    aten.narrow.default, aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default, aten.unbind.int,
-    aten.expand.default, aten.sum.dim_IntList, aten.mean.dim, aten.cat.default, aten.stack.default,
-    aten.to.dtype, aten._to_copy.default,
-    complex=True,
-)  # fmt: skip

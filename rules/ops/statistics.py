@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
 from omenn_fx.algebra.linear import Centre, Chain, Diagonal, Linear, Reduction
-from omenn_fx.algebra.ruleset import rule
-from omenn_fx.rules.ops.bilinear import dims_of
+from omenn_fx.algebra.rows import along, summed
 from omenn_fx.rules.ops.contraction import contract
+from omenn_fx.rules.ops.forms import at_sums, dynamic, twice
+from omenn_fx.rules.ops.reductions import dims_of
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -38,7 +40,15 @@ def _is_norm(operands: Mapping[str, Any]) -> bool:
     return 0 < _order(operands) < math.inf
 
 
-@rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, gate=True, dynamic=True, accepts=_is_norm)
+def _is_euclidean(operands: Mapping[str, Any]) -> bool:
+    return operands.get("ord", operands.get("p", 2)) in (2, 2.0, None)
+
+
+@dynamic(
+    aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim,
+    gate=True, accepts=_is_norm, rows=along("dim"), derivative="form",
+    difference=at_sums("self", accepts=_is_euclidean),
+)  # fmt: skip
 def _norm(call: Call) -> Linear:
     dims, shape = dims_of(call), call.shape()
     reduced = Reduction(dims, call["keepdim"], shape)
@@ -46,7 +56,11 @@ def _norm(call: Call) -> Linear:
     return Chain(reduced, Diagonal(direction(call.x, norm, _order(call.operands)), shape, shape))
 
 
-@rule(aten.cdist.default, aten._cdist_forward.default, content=("x1", "x2"), dynamic=True, accepts=_is_norm)
+@dynamic(
+    aten.cdist.default, aten._cdist_forward.default,
+    content=("x1", "x2"), accepts=_is_norm, rows=summed(x1=-1, x2=-1), derivative="form",
+    difference=at_sums("x1", "x2", accepts=_is_euclidean),
+)  # fmt: skip
 def _distance(call: Call) -> Affine:
     """|x_i - y_j| for all pairs."""
     difference = call["x1"].unsqueeze(-2) - call["x2"].unsqueeze(-3)
@@ -82,5 +96,7 @@ def _spread_of(call: Call, root: bool) -> Linear:
     return Chain(reduced, Diagonal(away, shape, shape), centred)
 
 
-rule(aten.var.correction, aten.var.dim, gate=True, dynamic=True)(lambda call: _spread_of(call, root=False))
-rule(aten.std.correction, aten.std.dim, gate=True, dynamic=True)(lambda call: _spread_of(call, root=True))
+_SPREAD: dict[str, Any] = {"gate": True, "rows": along("dim"), "difference": at_sums("self")}
+# var is <(x - mean) / n, x - mean>, of which the form holds the first half fixed
+dynamic(aten.var.correction, aten.var.dim, derivative=twice, **_SPREAD)(partial(_spread_of, root=False))
+dynamic(aten.std.correction, aten.std.dim, derivative="form", **_SPREAD)(partial(_spread_of, root=True))

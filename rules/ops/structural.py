@@ -12,23 +12,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from omenn_fx.algebra.form import Affine, Bias, Call
+from omenn_fx.algebra.form import Call
 from omenn_fx.algebra.linear import Diagonal, Linear, Moves
 from omenn_fx.algebra.mass import Even, Mass, Shape, reshaped
-from omenn_fx.algebra.ruleset import omenn, rule
+from omenn_fx.algebra.rows import APART, PERMUTED, REPEATED, VIEW, Rows, along, last
+from omenn_fx.rules.ops.forms import static
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-def moves(*ops: Any, back: Callable[[Call, Tensor], Tensor]) -> None:
+def moves(*ops: Any, back: Callable[[Call, Tensor], Tensor], rows: Rows, **traits: Any) -> None:
     """Register operators that move values, with their transpose."""
 
     def form(call: Call) -> Linear:
         name = call.content[0].name
         return Moves(lambda u: call.replay(**{name: u}), lambda g: back(call, g), call.shape())
 
-    rule(*ops, passes_gate=True)(form)
+    static(*ops, passes_gate=True, rows=rows, **traits)(form)
 
 
 def zeros(like: Tensor, shape: Shape) -> Tensor:
@@ -39,7 +40,7 @@ def zeros(like: Tensor, shape: Shape) -> Tensor:
 # The same values, in the same places ---------------------------------------------------------------------------------
 
 
-@rule(
+@static(
     aten.clone.default,
     aten.contiguous.default,
     aten.alias.default,
@@ -51,24 +52,30 @@ def zeros(like: Tensor, shape: Shape) -> Tensor:
     aten.to.dtype,
     aten.to.dtype_layout,
     aten.to.device,
-    aten.to.other,
-    aten.type_as.default,
     aten.expand.default,
-    aten.expand_as.default,
     aten.broadcast_to.default,
     passes_gate=True,
+    complex=True,
+    sign="kept",
+    rows=APART,
 )
 def _same(call: Call) -> Linear:
     return Diagonal(None, call.shape(), call.out.shape)
 
 
-@rule(aten.copy.default, content="src", passes_gate=True, unread=("self",))
+static(
+    aten.to.other, aten.type_as.default, aten.expand_as.default,
+    passes_gate=True, complex=True, sign="kept", unread=("other",), rows=APART,
+)(_same)  # fmt: skip
+
+
+@static(aten.copy.default, content="src", passes_gate=True, unread=("self",), rows=APART)
 def _copy(call: Call) -> Linear:
     """The values of `src` in the place of all those of `self`."""
     return Diagonal(None, call.shape(), call.out.shape)
 
 
-@rule(aten.tril.default, aten.triu.default, passes_gate=True)
+@static(aten.tril.default, aten.triu.default, passes_gate=True, rows=APART)
 def _triangle(call: Call) -> Linear:
     return Diagonal(call.replay(self=torch.ones_like(call.x)), call.shape(), call.out.shape)
 
@@ -91,12 +98,10 @@ class Reshape(Moves):
         return total
 
 
-@rule(
+@static(
     aten.view.default,
     aten._unsafe_view.default,
     aten.reshape.default,
-    aten.reshape_as.default,
-    aten.view_as.default,
     aten.flatten.using_ints,
     aten.unflatten.int,
     aten.ravel.default,
@@ -105,15 +110,18 @@ class Reshape(Moves):
     aten.squeeze.dims,
     aten.unsqueeze.default,
     passes_gate=True,
+    complex=True,
+    sign="kept",
+    rows=VIEW,
 )
 def _reshape(call: Call) -> Linear:
     return Reshape(call.shape(), call.out.shape)
 
 
-omenn.mark(
-    aten.to.other, aten.type_as.default, aten.expand_as.default, aten.reshape_as.default, aten.view_as.default,
-    unread=("other",),
-)  # fmt: skip
+static(
+    aten.reshape_as.default, aten.view_as.default,
+    passes_gate=True, complex=True, sign="kept", unread=("other",), rows=VIEW,
+)(_reshape)  # fmt: skip
 
 
 class Permute(Moves):
@@ -135,21 +143,18 @@ class Permute(Moves):
         return total
 
 
-@rule(
+@static(
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
-    aten.swapaxes.default,
-    aten.swapdims.default,
     aten.movedim.int,
     aten.movedim.intlist,
-    aten.moveaxis.int,
-    aten.moveaxis.intlist,
     aten.mT.default,
-    aten.mH.default,
-    aten.adjoint.default,
     aten.numpy_T.default,
     passes_gate=True,
+    complex=True,
+    sign="kept",
+    rows=PERMUTED,
 )
 def _permute(call: Call) -> Linear:
     """The operator itself says where the dimensions go, on a tensor of sizes 2, 3, 4, ..."""
@@ -158,9 +163,23 @@ def _permute(call: Call) -> Linear:
     return Permute([sizes.index(s) for s in probe.shape], call.shape())
 
 
-moves(aten.flip.default, back=lambda call, g: g.flip(call["dims"]))
-moves(aten.pixel_shuffle.default, back=lambda call, g: F.pixel_unshuffle(g, call["upscale_factor"]))
-moves(aten.pixel_unshuffle.default, back=lambda call, g: F.pixel_shuffle(g, call["downscale_factor"]))
+# of complex values these conjugate as well
+static(aten.mH.default, aten.adjoint.default, passes_gate=True, sign="kept", rows=PERMUTED)(_permute)
+
+
+moves(aten.flip.default, back=lambda call, g: g.flip(call["dims"]), rows=along("dims"), complex=True, sign="kept")
+moves(
+    aten.pixel_shuffle.default,
+    back=lambda call, g: F.pixel_unshuffle(g, call["upscale_factor"]),
+    rows=last(3),
+    sign="kept",
+)
+moves(
+    aten.pixel_unshuffle.default,
+    back=lambda call, g: F.pixel_shuffle(g, call["downscale_factor"]),
+    rows=last(3),
+    sign="kept",
+)
 
 
 def _roll_back(call: Call, g: Tensor) -> Tensor:
@@ -168,7 +187,7 @@ def _roll_back(call: Call, g: Tensor) -> Tensor:
     return torch.roll(g, [-s for s in shifts], dims)
 
 
-moves(aten.roll.default, back=_roll_back)
+moves(aten.roll.default, back=_roll_back, rows=along("dims"), complex=True, sign="kept")
 
 
 # A part of the values ------------------------------------------------------------------------------------------------
@@ -200,8 +219,8 @@ def _between_zeros(g: Tensor, dim: int, start: int, size: int) -> Tensor:
     return F.pad(g, [0, 0] * behind + [start, size - start - int(g.shape[dim])])
 
 
-moves(aten.slice.Tensor, back=_slice_back)
-moves(aten.select.int, back=_select_back)
+moves(aten.slice.Tensor, back=_slice_back, rows=APART, complex=True, sign="kept")
+moves(aten.select.int, back=_select_back, rows=APART, complex=True, sign="kept")
 
 
 def piece(shape: Shape, dim: int, start: Any, length: Any) -> Moves:
@@ -215,7 +234,7 @@ def piece(shape: Shape, dim: int, start: Any, length: Any) -> Moves:
     return Moves(lambda u: u.narrow(dim, start, length), back, shape)
 
 
-@rule(aten.narrow.default, passes_gate=True)
+@static(aten.narrow.default, passes_gate=True, rows=APART, complex=True, sign="kept")
 def _narrow(call: Call) -> Linear:
     start, dim = call["start"], call["dim"] % len(call.shape())
     if isinstance(start, int) and start < 0:
@@ -223,7 +242,7 @@ def _narrow(call: Call) -> Linear:
     return piece(call.shape(), dim, start, call["length"])
 
 
-@rule(
+@static(
     aten.split_with_sizes.default,
     aten.split.Tensor,
     aten.split.sizes,
@@ -234,6 +253,9 @@ def _narrow(call: Call) -> Linear:
     aten.tensor_split.indices,
     aten.tensor_split.sections,
     passes_gate=True,
+    complex=True,
+    sign="kept",
+    rows=APART,
 )
 def _part(call: Call) -> Linear:
     """The operator itself says where its parts lie, on the list of positions; along a symbolic size arithmetic does."""
@@ -254,6 +276,9 @@ def _part(call: Call) -> Linear:
 moves(
     aten.unbind.int,
     back=lambda call, g: torch.select_scatter(zeros(g, call.shape()), g, call["dim"], call.output or 0),
+    rows=APART,
+    complex=True,
+    sign="kept",
 )
 
 
@@ -269,7 +294,7 @@ def _diagonal_back(call: Call, g: Tensor) -> Tensor:
     return torch.movedim(flat.reshape([*rest, rows, columns]), (-2, -1), (one, two))
 
 
-moves(aten.diagonal.default, back=_diagonal_back)
+moves(aten.diagonal.default, back=_diagonal_back, rows=APART)
 
 
 # Values read more than once ------------------------------------------------------------------------------------------
@@ -300,155 +325,6 @@ def _unfold_back(call: Call, g: Tensor) -> Tensor:
     return torch.index_add(zeros(g, shape), dim, index.flatten().to(g.device), g)
 
 
-moves(aten.repeat.default, back=_repeat_back)
-moves(aten.repeat_interleave.self_int, back=_interleave_back)
-moves(aten.unfold.default, back=_unfold_back)
-
-
-# Padding -------------------------------------------------------------------------------------------------------------
-
-
-class Pad(Moves):
-    """Padding over the last dimensions. `reads[d]` lists the operand position that each result position reads.
-
-    Constant padding reads nothing there; its bias mass goes to the nearest edge.
-    """
-
-    def __init__(self, pad: list[int], mode: str, operand: Shape, device: torch.device):
-        self.pad, self.mode, self.operand, self.device = pad, mode, operand, device
-
-    def apply(self, u: Tensor) -> Tensor:
-        return F.pad(u, self.pad, self.mode)
-
-    def transpose(self, g: Tensor) -> Tensor:
-        if self.mode == "constant":
-            return F.pad(g, [-p for p in self.pad])
-        return self._fold(g, self.mode)
-
-    def carry(self, mass: Mass) -> Mass:
-        mode = "replicate" if self.mode == "constant" else self.mode
-        return Mass((Even(self._fold(mass.dense(), mode)),), self.operand)
-
-    def _fold(self, value: Tensor, mode: str) -> Tensor:
-        shape = list(self.operand)
-        ends = [(len(shape) - 1 - i, self.pad[2 * i], self.pad[2 * i + 1]) for i in range(len(self.pad) // 2)]
-        for dim, left, right in ends:
-            shape[dim] = shape[dim] + left + right
-        for dim, left, right in ends:
-            if left or right:
-                size = self.operand[dim]
-                index = torch.tensor(_reads(size, left, right, mode), device=self.device)
-                shape[dim] = size
-                value = torch.index_add(zeros(value, shape), dim, index, value)
-        return value
-
-
-def _reads(size: int, left: int, right: int, mode: str) -> list[int]:
-    positions = range(-left, size + right)
-    if mode == "circular":
-        return [p % size for p in positions]
-    if mode == "reflect":
-        return [-p if p < 0 else 2 * (size - 1) - p if p >= size else p for p in positions]
-    return [min(max(p, 0), size - 1) for p in positions]
-
-
-@rule(aten.pad.default, aten.constant_pad_nd.default)
-def _pad(call: Call) -> tuple[Linear, Bias | None]:
-    pad, mode = list(call["pad"]), call.operands.get("mode", "constant")
-    value = call["value"] or 0.0
-    linear = Pad(pad, mode, call.shape(), call.x.device)
-    if mode != "constant" or value == 0:
-        return linear, None
-    return linear, Bias(F.pad(torch.zeros_like(call.x), pad, value=value)).finite()
-
-
-# Several operands side by side ---------------------------------------------------------------------------------------
-
-
-class Piece(Moves):
-    """One operand of a concatenation: positions start .. start + length of dimension `dim`.
-
-    The mass of the constants in a cat has no operand: all operands' positions along `dim` share it evenly.
-    """
-
-    def __init__(
-        self, dim: int, start: int, operand: Shape, result: Shape, constant: list[tuple[int, int]], total: int
-    ):
-        self.dim, self.start, self.operand, self.result = dim, start, operand, result
-        self.constant, self.total = constant, total
-
-    def apply(self, u: Tensor) -> Tensor:
-        return torch.slice_scatter(zeros(u, self.result), u, self.dim, self.start, self._end, 1)
-
-    @property
-    def _end(self) -> int:
-        return self.start + self.operand[self.dim]
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return g.narrow(self.dim, self.start, self.operand[self.dim])
-
-    def carry(self, mass: Mass) -> Mass:
-        dense = mass.dense()
-        own = self.transpose(dense)
-        for start, length in self.constant:
-            own = own + dense.narrow(self.dim, start, length).sum(self.dim, keepdim=True) / self.total
-        return Mass((Even(own),), self.operand)
-
-
-@rule(aten.cat.default, aten.concat.default, aten.concatenate.default, content="tensors")
-def _cat(call: Call) -> Affine:
-    tensors, ndim = call["tensors"], len(call.out.shape)
-    dim = call["dim"] % ndim
-    content = {slot.index for slot in call.content}
-    starts, constant, at = {}, [], 0
-    for i, t in enumerate(tensors):
-        size = t.shape[dim] if len(t.shape) == ndim else 0  # cat skips the legacy empty tensor of one dimension
-        starts[i] = at
-        if i not in content and size:
-            constant.append((at, size))
-        at = at + size
-    total = sum(tensors[i].shape[dim] for i in content if i is not None)
-    terms = {
-        slot: Piece(dim, starts[slot.index], call.shape(slot), call.out.shape, constant, total)
-        for slot in call.content
-        if slot.index is not None
-    }
-    bias = None
-    if constant:
-        kept = [t if i not in content else torch.zeros_like(t) for i, t in enumerate(tensors)]
-        bias = Bias(torch.cat(kept, dim))
-    return Affine(terms, bias, disjoint=True)
-
-
-@rule(aten.stack.default, content="tensors")
-def _stack(call: Call) -> Affine:
-    """A cat of operands with a new dimension."""
-    dim = call["dim"] % len(call.out.shape)
-    content = {slot.index for slot in call.content}
-    constant = [(i, 1) for i in range(len(call["tensors"])) if i not in content]
-    terms: dict[Any, Linear] = {}
-    for slot in call.content:
-        assert slot.index is not None
-        wide = list(call.shape(slot))
-        wide.insert(dim, 1)
-        terms[slot] = _Stacked(Piece(dim, slot.index, wide, call.out.shape, constant, len(content)), call.shape(slot))
-    bias = None
-    if constant:
-        kept = [t if i not in content else torch.zeros_like(t) for i, t in enumerate(call["tensors"])]
-        bias = Bias(torch.stack(kept, dim))
-    return Affine(terms, bias, disjoint=True)
-
-
-class _Stacked(Moves):
-    def __init__(self, piece: Piece, operand: Shape):
-        self.piece, self.operand = piece, operand
-
-    def apply(self, u: Tensor) -> Tensor:
-        return self.piece.apply(u.unsqueeze(self.piece.dim))
-
-    def transpose(self, g: Tensor) -> Tensor:
-        return self.piece.transpose(g).squeeze(self.piece.dim)
-
-    def carry(self, mass: Mass) -> Mass:
-        inner = self.piece.carry(mass)
-        return Mass((Even(inner.dense().squeeze(self.piece.dim)),), self.operand)
+moves(aten.repeat.default, back=_repeat_back, rows=APART)
+moves(aten.repeat_interleave.self_int, back=_interleave_back, rows=REPEATED)
+moves(aten.unfold.default, back=_unfold_back, rows=along("dimension"))

@@ -4,7 +4,6 @@ In: the table of `rules.ops`. Out: named sets, and functions that make them with
 Imports `rules.ops` and `algebra`.
 """
 
-from omenn_fx.rules.sets import gradient
 from omenn_fx.rules.sets.named import (
     PASSED,
     attnlrp,
@@ -20,7 +19,6 @@ from omenn_fx.rules.sets.named import (
     omenn_gamma,
 )
 
-gradient.fill()
 name_all()
 
 __all__ = [

@@ -9,14 +9,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from omenn_fx.algebra.form import Affine, Call
 from omenn_fx.algebra.linear import Chain, Diagonal, Sum
+from omenn_fx.algebra.rows import along, last
 from omenn_fx.algebra.ruleset import omenn
-from omenn_fx.rules.ops.elementwise import quotient
-from omenn_fx.rules.ops.jacobian import of_attention, of_softmax, scaled, with_remainder
-from omenn_fx.rules.ops.structural import piece
+from omenn_fx.rules.ops.attention import OPERANDS, draws_nothing, of_attention
+from omenn_fx.rules.ops.forms import quotient, scaled, with_remainder
+from omenn_fx.rules.ops.gated import halves_of
+from omenn_fx.rules.sets.gradient import of_derivative
 
 aten = torch.ops.aten
 
@@ -25,31 +29,21 @@ attnlrp = omenn.derive(
     "AttnLRP: softmax by its Jacobian, half to each factor, epsilon in layers (Achtibat et al. 2024)",
 )
 
-# What the omenn table has is the set's own rule.
-NORMS = frozenset({
-    aten.layer_norm.default, aten.native_layer_norm.default, aten.rms_norm.default, aten._fused_rms_norm.default,
-    aten.group_norm.default, aten.instance_norm.default, aten.div.Tensor,
-})  # fmt: skip
-PRODUCTS = frozenset({
-    aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor, aten.matmul.default, aten.bmm.default, aten.mm.default,
-    aten.baddbmm.default, aten.addmm.default, aten.einsum.default,
-})  # fmt: skip
+# Kinds of operators for which what the omenn table has is the set's own rule.
+SPOKEN_OF = frozenset({"activation", "max pool", "norm", "quotient", "product", "attention"})
 ATTENTION = aten.scaled_dot_product_attention.default
-SOFTMAX = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 
-attnlrp.mark(aten.sigmoid.default, aten.hardsigmoid.default, aten.exp.default, gate=False)
-
-
-@attnlrp.register(*SOFTMAX, dynamic=True)
-def _softmax(call: Call) -> Affine:
-    return with_remainder(call, {call.content[0]: of_softmax(call.out, call["dim"], call.shape())})
+attnlrp.change(aten.sigmoid.default, aten.hardsigmoid.default, aten.exp.default, gate=False)
+for _rule in [rule for rule in omenn if rule.kind == "softmax"]:
+    _jacobian = of_derivative(_rule)
+    assert _jacobian is not None
+    attnlrp.add(replace(_jacobian, total=False))
 
 
-@attnlrp.register(aten.glu.default, dynamic=True)
+@attnlrp.register(aten.glu.default, dynamic=True, kind="gated", rows=along("dim"))
 def _glu(call: Call) -> Affine:
     """Half of a sigmoid(b) to each half of x, the sigmoid with its omenn form."""
-    dim, half = call["dim"] % len(call.shape()), call.out.shape[call["dim"]]
-    first, second = (piece(call.shape(), dim, start, half) for start in (0, half))
+    first, second = halves_of(call)
     a, b = first.apply(call.x), second.apply(call.x)
     slope = quotient(0.5 * torch.tanh(0.5 * b), b, 0.25)
     halves = Sum(
@@ -59,9 +53,7 @@ def _glu(call: Call) -> Affine:
     return with_remainder(call, {call.content[0]: halves})
 
 
-@attnlrp.register(
-    ATTENTION, content=("query", "key", "value", "attn_mask"), dynamic=True, accepts=omenn.table[ATTENTION].accepts
-)
+@attnlrp.register(ATTENTION, content=OPERANDS, dynamic=True, accepts=draws_nothing, kind="attention", rows=last(2))
 def _attention(call: Call) -> Affine:
     """Half of A V to each of A and V, half of what A passes on to each of Q and K."""
     content = {slot.name for slot in call.content}

@@ -11,26 +11,16 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from omenn_fx.algebra.layer import CONVOLUTION, DENSE, EVERY, FIRST, Line, Where
-from omenn_fx.algebra.ruleset import Reference, RuleSet, name_set, omenn
+from omenn_fx.algebra.ruleset import EVERY_KIND, Reference, RuleSet, name_set, omenn
 from omenn_fx.rules.sets import attention_lrp as attention
 from omenn_fx.rules.sets import rescale
+from omenn_fx.rules.sets.gradient import gradient
 from omenn_fx.rules.sets.lrp import STABILISER, AlphaBeta, Bounds, Epsilon, Flat, Gamma, ZBox, ZPlus
 from omenn_fx.rules.sets.shortcuts import split_by_size
 
-aten = torch.ops.aten
-
 # In LRP an activation passes relevance on as it is, and a max pool to the winner: the forms of the omenn table do that.
-PASSED = frozenset({
-    aten.relu.default, aten.relu6.default, aten.leaky_relu.default, aten.prelu.default, aten.elu.default,
-    aten.celu.default, aten.selu.default, aten.gelu.default, aten.silu.default, aten.hardswish.default,
-    aten.mish.default, aten.tanh.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.softplus.default,
-    aten.clamp.default, aten.clamp_min.default, aten.hardtanh.default, aten.max_pool1d.default,
-    aten.max_pool2d.default, aten.max_pool3d.default, aten.max_pool2d_with_indices.default,
-    aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default,
-})  # fmt: skip
+PASSED = frozenset({"activation", "max pool"})
 
 
 def composite(name: str, doc: str, *lines: Line) -> RuleSet:
@@ -105,13 +95,13 @@ def epsilon_gamma_box(
 def cp_lrp(epsilon: float = STABILISER) -> RuleSet:
     """CP-LRP: attention weights and the deviations of norms held fixed, epsilon in layers."""
     doc = "CP-LRP: attention weights and deviations of norms held fixed, epsilon in layers (Ali et al. 2022)"
-    same = PASSED | attention.NORMS | attention.PRODUCTS | {attention.ATTENTION}
+    same = attention.SPOKEN_OF
     return omenn.derive("cp_lrp", doc, (EVERY, Epsilon(epsilon)), same=same)
 
 
 def attnlrp(epsilon: float = STABILISER) -> RuleSet:
     """AttnLRP: softmax by its Jacobian, half to each factor of a product, epsilon in layers."""
-    same = PASSED | attention.NORMS | attention.PRODUCTS | frozenset(attention.attnlrp.own)
+    same = attention.SPOKEN_OF | {"softmax", "gated", "exponential"}
     return attention.attnlrp.relined((EVERY, Epsilon(epsilon)), same=same)
 
 
@@ -133,7 +123,7 @@ def omenn_gamma(early: float = 0.3, gamma: float = 0.1, stabiliser: float = STAB
         (FIRST & CONVOLUTION, Flat()),
         (CONVOLUTION & Where(depth=(0.0, early)), Gamma(math.inf, stabiliser)),
         (CONVOLUTION, Gamma(gamma, stabiliser)),
-        same=frozenset(omenn.table),
+        same=frozenset({EVERY_KIND}),
         folds_norms=True,
     )
 
@@ -150,6 +140,7 @@ def deeplift(reference: Reference = 0.0) -> RuleSet:
 
 def name_all() -> None:
     """Make the sets known by their names, when the table of omenn is full."""
+    name_set(gradient)
     for make in (
         epsilon_plus, epsilon_plus_flat, epsilon_plus_split, epsilon_alpha2_beta1, epsilon_gamma_box, cp_lrp, attnlrp,
         deeplift, omenn_gamma,

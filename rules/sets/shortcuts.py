@@ -26,13 +26,12 @@ ADD = aten.add.Tensor
 def split_by_size(rules: RuleSet, name: str, doc: str) -> RuleSet:
     """A rule set with this form for additions of two values that carry content; all else as in `rules`."""
     split = rules.derive(name, doc, *rules.lines, same=rules.same, folds_norms=rules.folds_norms)
-    split.register(ADD, content=("self", "other"), passes_gate=True, dynamic=True)(_split)
-    split.mark(ADD, sign=omenn.table[ADD].sign)
+    split.change(ADD, form=_split, dynamic=True, complex=False)
     return split
 
 
 def _split(call: Call) -> Any:
-    exact = omenn.table[ADD].affine(call)
+    exact = omenn[ADD].affine(call)
     if len(exact.terms) < 2:
         return exact
     parts = {slot: linear.apply(call.at(slot)) for slot, linear in exact.terms.items()}

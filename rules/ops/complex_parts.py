@@ -13,7 +13,8 @@ import torch
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
 from omenn_fx.algebra.linear import Linear, Moves
 from omenn_fx.algebra.mass import Even, Mass, Shape
-from omenn_fx.algebra.ruleset import rule
+from omenn_fx.algebra.rows import APART
+from omenn_fx.rules.ops.forms import static
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -54,12 +55,12 @@ def _same(u: Tensor) -> Tensor:
     return u
 
 
-@rule(aten.view_as_real.default, complex=True, passes_gate=True)
+@static(aten.view_as_real.default, complex=True, passes_gate=True, rows=APART)
 def _to_parts(call: Call) -> Linear:
     return Parts(torch.view_as_real, lambda g: torch.complex(g[..., 0], g[..., 1]), (_both, _sum), call.shape())
 
 
-@rule(aten.view_as_complex.default, complex=True, passes_gate=True)
+@static(aten.view_as_complex.default, complex=True, passes_gate=True, rows=APART)
 def _from_parts(call: Call) -> Linear:
     return Parts(
         lambda u: torch.complex(u[..., 0], u[..., 1]),
@@ -70,7 +71,7 @@ def _from_parts(call: Call) -> Linear:
     )
 
 
-@rule(aten.complex.default, content=("real", "imag"), complex=True)
+@static(aten.complex.default, content=("real", "imag"), complex=True, rows=APART)
 def _complex(call: Call) -> Affine:
     terms: dict[Slot, Linear] = {}
     for slot in call.content:
@@ -88,7 +89,14 @@ def _complex(call: Call) -> Affine:
     return Affine(terms, Bias(call.replay(**{call.content[0].name: zeros})))
 
 
-@rule(aten._conj.default, aten.conj_physical.default, aten._conj_physical.default, complex=True, passes_gate=True)
+@static(
+    aten._conj.default,
+    aten.conj_physical.default,
+    aten._conj_physical.default,
+    complex=True,
+    passes_gate=True,
+    rows=APART,
+)
 def _conjugate(call: Call) -> Linear:
     return Parts(torch.conj_physical, torch.conj_physical, (_same, _same), call.shape())
 
