@@ -20,10 +20,12 @@ from omenn_fx.algebra.linear import (
     Weighted,
 )
 from omenn_fx.algebra.mass import Even, Mass, Product, Shape
+from omenn_fx.algebra.rows import Rows
 from omenn_fx.algebra.ruleset import (  # noqa: F401  (pickles of earlier versions name them)
     Reference,
     Rule,
     RuleSet,
+    Variant,
     _derived,
     _relined,
     name_set,
@@ -60,6 +62,7 @@ __all__ = [
     "Product",
     "Reduction",
     "Reference",
+    "Rows",
     "Rule",
     "RuleSet",
     "Shape",
@@ -67,6 +70,7 @@ __all__ = [
     "Sum",
     "Treated",
     "Treatment",
+    "Variant",
     "Weighted",
     "Where",
     "name_set",
