@@ -246,7 +246,7 @@ def said(part: Row | None) -> str:
     if part is None:
         return "not run"
     counts = ", ".join(f"{part[kind]} {kind}" for kind in ("passed", "failed", "skipped") if part[kind])
-    return f"{counts}; stopped {part['stopped']}" if "stopped" in part else counts
+    return f"{counts or 'none ended'}; stopped {part['stopped']}" if "stopped" in part else counts
 
 
 def main(
