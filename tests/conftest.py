@@ -9,7 +9,7 @@ import chromium
 import pytest
 import torch
 
-from omenn_fx.sources import import_library
+from omenn_fx.loading.models import import_library
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
