@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ class OmennError(Exception):
 
     def __str__(self) -> str:
         return self.reason + (f"\n  What to change: {self.fix}." if self.fix else "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its fields: worker processes send errors, whatever their constructors take."""
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
+
+def _restored(kind: type[OmennError], args: tuple[Any, ...], fields: dict[str, Any]) -> OmennError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class CaptureError(OmennError):

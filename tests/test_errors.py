@@ -1,11 +1,17 @@
 """Every kind of bad input gets a clear error, before any work is lost."""
 
+import dataclasses
+import inspect
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import omenn_fx
+from omenn_fx.analysis.plan import Request
+from omenn_fx.errors import Place
 
 LIBRARY = torch.library.Library("omenn_tests", "FRAGMENT")
 LIBRARY.define("twist(Tensor x) -> Tensor")
@@ -223,3 +229,24 @@ def test_looking_inside_before_a_capture_and_at_unknown_nodes(explainer):
         explainer.affine(X, to="conv_weight")
     with pytest.raises(omenn_fx.SizeError, match=r"has 110,592 elements, more than max_elements=10;"):
         explainer.affine(X, to="relu").to_dense(max_elements=10)
+
+
+def test_transform_and_check_have_the_defaults_of_a_request():
+    """Their signatures state them for the reader; the record is what counts."""
+    for function in (omenn_fx.transform, omenn_fx.check):
+        stated = {n: p.default for n, p in inspect.signature(function).parameters.items()}
+        of_request = {f.name: f.default for f in dataclasses.fields(Request) if f.default is not dataclasses.MISSING}
+        assert stated.pop("rules") == "omenn" == Request.of().rules.name
+        shared = stated.keys() & of_request.keys()
+        assert {"explain", "output", "roles", "dynamic_batch", "batched"} <= shared
+        assert {n: stated[n] for n in shared} == {n: of_request[n] for n in shared}
+
+
+def test_an_error_is_its_reason_its_places_and_its_fix():
+    place = Place("relu", "aten.relu.default", "block.act", "/a/notes in it/net.py", 3, "forward", "return relu(x)")
+    assert place.source == "/a/notes in it/net.py:3 in forward: return relu(x)"
+    error = omenn_fx.CaptureError("it broke", place, "mend it")
+    assert str(error) == f"it broke\n  at {place.source}\n  What to change: mend it."
+    for one in (error, omenn_fx.MixedBatchError(place), omenn_fx.UnsupportedOpError([place], "omenn")):
+        again = pickle.loads(pickle.dumps(one))
+        assert (str(again), again.reason, again.places, again.fix) == (str(one), one.reason, one.places, one.fix)

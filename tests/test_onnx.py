@@ -490,7 +490,7 @@ def test_a_saved_explainer_is_optimised_and_runs_one_forward(tmp_path):
     targets = {str(n.target) for n in saved.program.graph.nodes}
     assert not any("batch_norm" in t or "conv_transpose" in t for t in targets)
     ran = []
-    forward, backward = saved._halves.forward, saved._halves.backward
+    forward, backward = saved._runnable.halves.forward, saved._runnable.halves.backward
     forward.register_forward_hook(lambda *_: ran.append("forward"))
     backward.register_forward_hook(lambda *_: ran.append("backward"))
     saved(X, target=torch.tensor([[0, 1, 2]] * len(X)))
