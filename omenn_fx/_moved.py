@@ -20,8 +20,8 @@ _ROOMS = {
     "loading": ("images",),
 }
 _OPERATORS = (
-    "attention", "bilinear", "contraction", "convolution", "elementwise", "experts", "folding", "indexing", "jacobian",
-    "normalization", "opaque", "parts", "pooling", "recurrent", "sampling", "selection", "signs", "spectral",
+    "attention", "contraction", "convolution", "elementwise", "experts", "folding", "indexing",
+    "normalization", "opaque", "pooling", "recurrent", "sampling", "selection", "spectral",
     "statistics", "structural",
 )  # fmt: skip
 
@@ -43,6 +43,9 @@ MOVED: dict[str, str] = {
     "lower": "graph.build",
     "passes": "export.passes.optimize",
     "registry": "algebra",
+    "rules.bilinear": "rules.ops.matrices",
+    "rules.jacobian": "rules.ops.forms",
+    "rules.parts": "rules.ops.complex_parts",
     "rules.attnlrp": "rules.sets.attention_lrp",
     "rules.deeplift": "rules.sets.rescale",
     "select": "analysis.endpoints",

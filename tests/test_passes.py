@@ -21,7 +21,7 @@ def exported(model, args, kwargs=None):
     """The graph of model and explanation, what it is called with, and what it should return."""
     explainer = omenn_fx.transform(model, args, example_kwargs=kwargs)
     program, leaves = explainer.program_for(args, kwargs or {})
-    deployed = Deployed(program, True, leaves, ("logits", "C_w", "C"), "input")
+    deployed = Deployed(program, leaves, ("logits", "C_w", "C"), "input")
     want = explainer(*args, **(kwargs or {}))
     tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
     values = [*tensors, want.target]
