@@ -208,12 +208,17 @@ class RuleSet:
 
     name: str
     doc: str = ""
-    table: Table = field(default_factory=Table)
+    table: Table = field(default_factory=Table)  # or any mapping, which is copied
     base: RuleSet | None = None
     lines: tuple[Line, ...] = ()
     same: frozenset[str] = frozenset()
     folds_norms: bool = False
     reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.table, Table):
+            rules, self.table = self.table, Table()
+            self.table.own.update(rules)
 
     def derive(self, name: str, doc: str = "", *lines: Line, reading: Reading | None = None, **traits: Any) -> RuleSet:
         """A set with this one's rules, in front of which stand its own, and with lines for layers.

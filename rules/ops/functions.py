@@ -71,10 +71,11 @@ def coefficient(*ops: Any, derivative: Formula, change: Change) -> None:
 
 
 def _ratio(ratio: Formula | None, slope: Value, at0: Value, rise: Callable[[Tensor], Tensor] | None) -> Form:
+    if ratio is not None:
+        return lambda call: Diagonal(ratio(call), call.shape(), call.out.shape)
+
     def form(call: Call) -> tuple[Linear, Bias | None]:
         x = call.x
-        if ratio is not None:
-            return Diagonal(ratio(call), x.shape, call.out.shape), None
         zero = at0(call) if callable(at0) else at0
         none = isinstance(zero, (int, float)) and zero == 0
         change = call.out if none else call.out - zero if rise is None else rise(x)
