@@ -59,6 +59,13 @@ def free_symbols(size: torch.SymInt) -> set[Any]:
     return set(size.node.expr.free_symbols)
 
 
+def always(condition: Any) -> bool:
+    """Whether a comparison of sizes holds for all that they may be; asking it so adds no guard, as `bool` would."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
 def without_guards(fake_mode: Any) -> AbstractContextManager[Any]:
     """New nodes get their shapes without a guard, or a free batch gets fixed."""
     sizes = fake_mode.shape_env

@@ -134,12 +134,6 @@ class Explainer(nn.Module):
 
     def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
-        explainer: Explainer = torch.compiler.disable(self._prepare)(
-            *args, **kwargs
-        )  # a decorator imports torch._dynamo
-        return explainer
-
-    def _prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         leaves = pytree.tree_leaves((args, kwargs))
         check_leaves(leaves)
         if self.model is not None:

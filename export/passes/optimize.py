@@ -21,6 +21,7 @@ from torch import fx
 from omenn_fx.algebra import composites
 from omenn_fx.capture.editor import Editor, Pass, shape
 from omenn_fx.capture.nodes import bind
+from omenn_fx.compat import OpOverload
 from omenn_fx.export.passes.phases import phase_kernel, taps
 from omenn_fx.export.passes.zero_blocks import parts_early, skip_zeros
 from omenn_fx.graph.schedule import writes
@@ -258,6 +259,10 @@ def share_attention(editor: Editor) -> None:
         _hoist(editor, weights, node)
         with editor.before(node):
             editor.replace(node, editor.call(aten.matmul.default, weights, node.args[2]))
+        for view in editor.nodes(
+            aten.view.default
+        ):  # torch's attention returns other strides than a product of matrices
+            view.target = aten.reshape.default
 
 
 def _attention_of(node: Any) -> tuple[Any, ...]:
@@ -309,7 +314,7 @@ def _repeatable(node: Any) -> bool:
     """Whether two such nodes with the same operands have the same value."""
     if node.op == "get_attr" or node.target is operator.getitem:
         return True
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return False
     return not writes(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
 

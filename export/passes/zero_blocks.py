@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from omenn_fx.capture.editor import Editor, shape
+from omenn_fx.compat import always
 
 aten, omenn = torch.ops.aten, torch.ops.omenn
 _PADS = (aten.pad.default, aten.constant_pad_nd.default)
@@ -194,7 +194,7 @@ def _product(sizes: Any) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return statically_known_true(a == b)
+    return always(a == b)
 
 
 # Parts of the forward ------------------------------------------------------------------------------------------------

@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch.library import Library, infer_schema, register_fake
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
+from omenn_fx.compat import OpOverload
+
 Tensor = torch.Tensor
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _LIBRARY = Library("omenn", "DEF")
-_OPERATORS: dict[Callable[..., Any], torch._ops.OpOverload] = {}
+_OPERATORS: dict[Callable[..., Any], OpOverload] = {}
 BODIES: dict[Any, Callable[..., Any]] = {}  # operator -> the plain torch that it stands for
 
 

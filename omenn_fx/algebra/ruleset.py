@@ -18,6 +18,7 @@ from omenn_fx.algebra.form import Affine, Call, Form, Op, Slot
 from omenn_fx.algebra.layer import Line
 from omenn_fx.algebra.linear import Cast, Chain
 from omenn_fx.algebra.rows import Rows
+from omenn_fx.compat import OpOverload, OpOverloadPacket
 
 Tensor = torch.Tensor
 F = TypeVar("F", bound=Form)
@@ -108,7 +109,7 @@ class Rule:
 def overload(op: Op) -> Op:
     """The exact operator of what a user may have at hand. Raises ValueError where that is not one."""
     packet = getattr(op, "_opoverload", op)  # of torch.library.custom_op
-    if isinstance(packet, torch._ops.OpOverloadPacket):
+    if isinstance(packet, OpOverloadPacket):
         names = packet.overloads()
         if len(names) != 1:
             raise ValueError(f"{packet} has several overloads, name one: {', '.join(f'{packet}.{n}' for n in names)}")
@@ -119,7 +120,7 @@ def overload(op: Op) -> Op:
 def _operands(op: Op, content: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The names of the operands that may carry content, checked against the operator's schema."""
     named = (content,) if isinstance(content, str) else content
-    if not isinstance(op, torch._ops.OpOverload):
+    if not isinstance(op, OpOverload):
         if named is None:
             raise ValueError(f"a rule for '{op}', given by name, must say content='its operand'")
         return named
