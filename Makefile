@@ -11,13 +11,17 @@ TORCH := 2.13.0
 TORCHVISION := 0.28.0
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test test-versions docs lint lint-ruff lint-format lint-types map format clean
+.PHONY: demo test test-slow test-versions docs lint lint-ruff lint-format lint-types map format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --out demo-output
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# The sweeps: whole architectures, every rule set, files in onnxruntime. CI runs both parts.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Each version of Python and torch in an environment of its own, with the fast tests and the coverage sample: hours.
 # Interpreters that are not on PATH: make test-versions VERSIONS='--python /opt/python3.13/bin/python3'

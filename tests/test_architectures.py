@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import omenn_fx
 
+pytestmark = pytest.mark.slow
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 

@@ -20,6 +20,8 @@ from zoo.sample import SAMPLE
 import omenn_fx
 from omenn_fx.algebra.ruleset import rule_sets
 
+pytestmark = pytest.mark.slow
+
 # Every rule set is tried on these, the other models of the sample take one set each in turn.
 SMALL = (
     "plain/GRU", "plain/TransformerEncoder_gelu_prenorm_nofast", "plain/STN", "plain/DeepFM", "pyg/SAGE_max",

@@ -114,6 +114,7 @@ def test_bias_policies(tmp_path, bias):
     same(got.bias.total, want.bias.total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert_sdpa_ids", "llama_eager", "two_inputs", "lstm", "swin_t", "efficientnet_b0"])
 def test_architectures(name, tmp_path):
     model, args, kwargs = build(name, torch.float32)

@@ -381,6 +381,7 @@ def test_batch_norms_fold_without_a_copy():
 # Deployed ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*COMPOSITES, "omenn_gamma"])
 def test_sets_in_onnxruntime(name, tmp_path):
     pytest.importorskip("onnxruntime")
