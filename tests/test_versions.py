@@ -65,7 +65,7 @@ def test_a_cell_without_its_interpreter_says_so_and_keeps_a_result(tmp_path, mon
 @pytest.mark.parametrize(("minutes", "stopped"), [(5.0, False), (0.0, True)])
 def test_pytest_is_run_and_stopped(tmp_path, minutes, stopped):
     test = tmp_path / "test_it.py"
-    test.write_text("import time\ndef test_it():\n    time.sleep(0.1)\n")
+    test.write_text(f"import time\ndef test_it():\n    time.sleep({60 if stopped else 0.1})\n")
     part = versions.tests(sys.executable, ["-c", "/dev/null", str(test)], tmp_path / "report.xml", minutes)
     assert ("stopped" in part) == stopped
     assert part["passed"] == (not stopped)
