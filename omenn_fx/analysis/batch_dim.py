@@ -93,8 +93,7 @@ def layouts(tagged: Tagged) -> Layouts:
             found[node] = Layout(0)
             continue
         call, _ = producer(node)
-        rule = tagged.rules.get(call.target)
-        assert rule is not None
+        rule = tagged.rules[call.target]
         slots = dict(slots_of(call, rule))
         layout: Layout | None = None
         for slot in tagged.slots[node]:
@@ -103,7 +102,7 @@ def layouts(tagged: Tagged) -> Layouts:
             # a gather of constant rows; rows times columns
             fixed = any(symbols(s) - others for s in value_of(slots[slot]).shape) and not any(symbolic)
             apart = following is None or (layout is not None and layout.dim != following.dim)
-            if apart or fixed or _meet(tagged.rules, node, slot, at.dim, len(before)):
+            if apart or fixed or _meet(tagged.rules, rule.rows, node, slot, at.dim, len(before)):
                 raise MixedBatchError(place_of(node))
             layout = layout or following
         if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
@@ -174,16 +173,15 @@ def mixed(forward: Callable[..., Any], each: Callable[..., Any], leaves: Sequenc
     return False
 
 
-def _meet(rules: RuleSet, node: fx.Node, slot: Slot, batch: int, ndim: int) -> bool:
+def _meet(rules: RuleSet, rows: Rows | None, node: fx.Node, slot: Slot, batch: int, ndim: int) -> bool:
     """Whether an operator works along the dimension of the batch of one of its operands."""
-    call = producer(node)[0]
-    operands, rule = bind(call), rules[call.target]
-    if rule.rows is None:
+    if rows is None:
         return rows_meet(node, slot, batch)
-    if rule.rows is INDEXED:
+    operands = bind(producer(node)[0])
+    if rows is INDEXED:
         index = operands["indices"][batch] if batch < len(operands["indices"]) else None
         return index is not None and not _every_row(rules, index)
-    return rule.rows.meet(operands, slot, batch, ndim)
+    return rows.meet(operands, slot, batch, ndim)
 
 
 def _every_row(rules: RuleSet, index: fx.Node) -> bool:

@@ -6,6 +6,7 @@ direction: W depends on the content, samples meet.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,29 +32,42 @@ def depends_on_content(node: fx.Node, rule: Rule, content: tuple[Slot, ...]) -> 
 
 
 def rows_meet(node: fx.Node, slot: Slot, dim: int) -> bool:
-    """Whether a change of the first position along a dimension of an operand reaches what the others make.
+    """Whether a change at one end of a dimension of an operand reaches what the other positions make.
 
-    The positions of the result along the same dimension are compared, as far as it has it.
+    Both ends are tried, for an operator may read forwards or backwards alone. A result without that dimension counts as
+    met.
     """
     try:
-        origin, output = producer(node)
-        operands = _operands(origin, (slot,), seed=0)
-        before = _result(origin, operands, output)
-        value = _at(operands, slot)
-        value.select(dim, 0).add_(1.0 + torch.rand_like(value.select(dim, 0)))
-        after = _result(origin, operands, output)
-        changed = (before != after) & ~(before.isnan() & after.isnan())
-        lost = before.ndim <= dim or before.shape[dim] != value.shape[dim] or value.shape[dim] < 2
-        return lost or bool(changed.narrow(dim, 1, before.shape[dim] - 1).any())
+        return any(_reaches_others(node, slot, dim, end) for end in (0, -1))
     except Exception:
         return True
 
 
-def _form(node: fx.Node, rule: Rule, content: tuple[Slot, ...], seed: int) -> tuple[Call, Affine]:
-    """The form at random content; all else is the same for every seed."""
+def _reaches_others(node: fx.Node, slot: Slot, dim: int, end: int) -> bool:
+    call = _call(node, (slot,), seed=0)
+    value, before = call.at(slot), call.out
+    size = value.shape[dim]
+    if before.ndim <= dim or before.shape[dim] != size or size < 2:
+        return True
+    changed = value.select(dim, end)
+    generator = torch.Generator().manual_seed(3)  # the user's random numbers stay as they are
+    changed += 1.0 + torch.rand(changed.shape, generator=generator).to(changed.dtype)
+    with torch.no_grad():
+        after = call.replay()
+    differs = (before != after) & ~(before.isnan() & after.isnan())
+    return bool(differs.narrow(dim, 1 + end, size - 1).any())  # all positions but that one
+
+
+def _call(node: fx.Node, content: tuple[Slot, ...], seed: int) -> Call:
+    """A node's call at random content; all else is the same for every seed."""
     origin, output = producer(node)
-    operands = _operands(origin, content, seed)
-    call = Call(origin.target, operands, _result(origin, operands, output), content, output)
+    call = Call(origin.target, _operands(origin, content, seed), None, content, output)
+    with torch.no_grad():
+        return replace(call, out=call.replay())
+
+
+def _form(node: fx.Node, rule: Rule, content: tuple[Slot, ...], seed: int) -> tuple[Call, Affine]:
+    call = _call(node, content, seed)
     return call, rule.affine(call)
 
 
@@ -102,13 +116,3 @@ def _random(fake: Any, generator: torch.Generator, signed: bool) -> Any:
 
 def _at(operands: Any, slot: Slot) -> Any:
     return operands[slot.name] if slot.index is None else operands[slot.name][slot.index]
-
-
-def _result(origin: fx.Node, operands: dict[str, Any], output: int | None) -> Any:
-    target: Any = origin.target
-    arguments = target._schema.arguments
-    positional = [operands[a.name] for a in arguments if not a.kwarg_only]
-    named = {a.name: operands[a.name] for a in arguments if a.kwarg_only}
-    with torch.no_grad():
-        result = target(*positional, **named)
-    return result if output is None else result[output]
