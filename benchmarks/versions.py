@@ -142,7 +142,7 @@ def tests(python: Path, arguments: list[str], report: Path, minutes: float) -> R
     report.unlink(missing_ok=True)
     command = [python, "-m", "pytest", f"--junit-xml={report}", *arguments]
     start = time.perf_counter()
-    pytest = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    pytest = subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=_hears_interrupts)
     try:
         pytest.wait(minutes * 60)
         stopped = {}
@@ -154,6 +154,11 @@ def tests(python: Path, arguments: list[str], report: Path, minutes: float) -> R
     lost = {"passed": 0, "failed": 1, "skipped": 0, "failures": ["pytest wrote no report"]}
     counts = counted(report) if report.exists() else lost
     return counts | {"seconds": round(time.perf_counter() - start)} | stopped
+
+
+def _hears_interrupts() -> None:
+    """A shell has its background jobs ignore interrupts, and a process would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupt(pytest: subprocess.Popen[bytes]) -> None:
