@@ -64,8 +64,9 @@ def transform(
         model: an nn.Module in eval mode, an fx.GraphModule, an ExportedProgram or the path of a `.pt2` file.
         example_inputs: a tensor or a tuple of positional inputs to capture at; without, the first call captures.
         example_kwargs: keyword inputs to capture at.
-        explain: which inputs carry content, by name or position (one or several). Default: every floating-point
-            input; where all inputs are integer ids, their embeddings.
+        explain: which inputs carry content, by name or position (one or several), or the names of floating-point nodes
+            inside of the model. Default: every floating-point input; where all inputs are integer ids, what the ids
+            look up, computed ids too (embeddings, and bags of them token by token).
         output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it;
             or the name of a node inside of the model (`nodes` lists them: the logits below a softmax). Default: the
             logits (the only tensor, the one named so, else the first floating-point one).

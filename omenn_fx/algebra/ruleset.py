@@ -50,7 +50,9 @@ class Rule:
         passes_gate: the result is a gate if its operands are (views, casts, additions).
         complex: also on complex values, where W^T is the conjugate transpose.
         unread: operands of which only the shape, dtype or device is read: no value reaches h.
-        source: turns integer ids into content (embedding).
+        source: the operand whose integers look up a table, and so become content (embedding).
+        parts: operands by name -> the result in other operators, where torch has no decomposition: capture puts them in
+            its place (bags of embeddings).
         layer: "convolution" or "dense": a layer, where its weights are constant.
         sign: "positive": the result has no negative values; "rectified": it is max(x, 0), or less; "kept": it has no
             negative values if its operands have none.
@@ -75,7 +77,8 @@ class Rule:
     passes_gate: bool = False
     complex: bool = False
     unread: tuple[str, ...] = ()
-    source: bool = False
+    source: str = ""
+    parts: Callable[[Mapping[str, Any]], Tensor] | None = None
     layer: str | None = None
     sign: str | Callable[[Mapping[str, Any]], str | None] | None = None
     accepts: Callable[[Mapping[str, Any]], bool] | None = None

@@ -134,7 +134,7 @@ def _next(
     if rows is VIEW:
         return _reshaped(at, before, shape, size)
     if rows is PERMUTED:
-        return Layout(_permuted(call, at.dim, len(before)), at.outer, at.inner)
+        return Layout(permuted(call, at.dim, len(before)), at.outer, at.inner)
     if rows is REPEATED and shape[at.dim : at.dim + 1] != before[at.dim : at.dim + 1]:
         return Layout(at.dim, at.outer, shape[at.dim] // (size * at.outer))  # the copies are innermost
     if any(symbolic):
@@ -211,7 +211,7 @@ def _reshaped(at: Layout, before: list[int], shape: list[int], size: int) -> Lay
     return None
 
 
-def _permuted(call: fx.Node, dim: int, ndim: int) -> int:
+def permuted(call: fx.Node, dim: int, ndim: int) -> int:
     """Where a permutation moves a dimension: the operator itself says, on a tensor of sizes 2, 3, 4, ..."""
     sizes = range(2, 2 + ndim)
     op: Any = call.target

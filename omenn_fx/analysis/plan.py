@@ -23,6 +23,7 @@ from omenn_fx.analysis.layers import treatments
 from omenn_fx.analysis.reference import with_reference
 from omenn_fx.analysis.roles import Tagged, tag
 from omenn_fx.capture.captured import Captured, capture
+from omenn_fx.capture.embedding_bags import take_bags_apart
 from omenn_fx.capture.fold_norms import fold_batch_norms
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
@@ -113,6 +114,7 @@ def _capture(
         if problem is None:
             raise
         raise InputError(f"{problem}\n  {error.reason}") from error
+    captured = take_bags_apart(captured, request.rules)
     return fold_batch_norms(captured) if request.rules.folds_norms else captured
 
 
