@@ -22,6 +22,7 @@ from omenn_fx.analysis.probe import rows_meet
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
 from omenn_fx.capture.sizes import hint, known, symbols
+from omenn_fx.compat import always
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError
 
 aten = torch.ops.aten
@@ -102,6 +103,7 @@ def layouts(tagged: Tagged) -> Layouts:
             # a gather of constant rows; rows times columns
             fixed = any(symbols(s) - others for s in value_of(slots[slot]).shape) and not any(symbolic)
             apart = following is None or (layout is not None and layout.dim != following.dim)
+            apart = apart or not _in_step(call, at, tagged.captured.batch)
             if apart or fixed or _meet(tagged.rules, rule.rows, node, slot, at.dim, len(before)):
                 raise MixedBatchError(place_of(node))
             layout = layout or following
@@ -182,6 +184,19 @@ def _meet(rules: RuleSet, rows: Rows | None, node: fx.Node, slot: Slot, batch: i
         index = operands["indices"][batch] if batch < len(operands["indices"]) else None
         return index is not None and not _every_row(rules, index)
     return rows.meet(operands, slot, batch, ndim)
+
+
+def _in_step(call: fx.Node, at: Layout, batch: Any) -> bool:
+    """Whether a piece that is cut out of the dimension of the batch begins with a first sample."""
+    operands = bind(call)
+    start, before = value_of(operands.get("start")), value_of(operands.get("self"))
+    if not {"dim", "start"} <= set(operands) or start is None or operands.get("step", 1) != 1:
+        return True
+    if operands["dim"] % before.ndim != at.dim:
+        return True
+    start = start + before.shape[at.dim] if hint(start) < 0 else start
+    copies = batch * at.inner
+    return always(start == hint(start) // hint(copies) * copies)
 
 
 def _every_row(rules: RuleSet, index: fx.Node) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from omenn_fx.algebra.bias_policy import POLICIES, Policy
@@ -65,13 +65,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """The finished parts, as far as it came; `error` is what stopped it."""
+    """The finished parts, as far as it came; `error` is what stopped it.
+
+    `reached`: the node where samples of a batch reach each other through coefficients alone.
+    """
 
     request: Request
     captured: Captured | None = None
     tagged: Tagged | None = None
     layout: Layouts | None = None
     error: OmennError | None = None
+    reached: fx.Node | None = None
 
 
 def make_plan(
@@ -83,7 +87,12 @@ def make_plan(
     symbolic = plan.captured is not None and plan.captured.dynamic_batch
     if not isinstance(plan.error, MixedBatchError) or not one or not symbolic:
         return plan
-    where = "".join(f" at {place.label}" for place in plan.error.places)
+    return at_one(source, args, kwargs, request, plan.error)
+
+
+def at_one(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request, error: OmennError) -> Plan:
+    """The plan of one sample, which has nothing to meet, where those of a batch do."""
+    where = "".join(f" at {place.label}" for place in error.places)
     log.warning("captured at a fixed batch of one: the samples of a batch reach each other%s", where)
     return _filled(source, args, kwargs, request, dynamic_batch=False)
 
