@@ -16,6 +16,7 @@ from torch import fx
 from omenn_fx.algebra import invariants
 from omenn_fx.algebra.bias_policy import carrier
 from omenn_fx.algebra.form import Affine, Call
+from omenn_fx.algebra.tolerances import FORWARD_IN_FLOAT32, tolerances_of
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import place_of, producer
 from omenn_fx.checking.validation_report import NodeErrors, ValidationReport
@@ -25,17 +26,6 @@ from omenn_fx.program import Live
 
 Tensor = torch.Tensor
 Measure = Callable[[fx.Node, Call, Affine], None]
-
-# forward is relative to the largest output, node, linear and transpose to the terms of the sums, the others to S
-TOLERANCES = {
-    torch.float64: {"forward": 1e-10, "node": 1e-9, "linear": 1e-9, "transpose": 1e-9, "completeness": 1e-10,
-                    "mass": 1e-10},
-    torch.float32: {"forward": 1e-4, "node": 1e-4, "linear": 1e-4, "transpose": 1e-4, "completeness": 1e-5,
-                    "mass": 1e-5},
-    torch.float16: dict.fromkeys(("forward", "node", "linear", "transpose", "completeness", "mass"), 2e-2),
-    torch.bfloat16: dict.fromkeys(("forward", "node", "linear", "transpose", "completeness", "mass"), 6e-2),
-}  # fmt: skip
-FORWARD_IN_FLOAT32 = 1e-5  # of a float64 model that computes parts in float32 itself, which the twin does not
 
 
 class Walk(fx.Interpreter):
@@ -88,7 +78,7 @@ def validate(
     apart = _against_float64(explainer, explanation, args, kwargs) if double else None
     program, leaves = explainer.program_for(args, kwargs)
     dtype = explanation.outputs.dtype
-    limits = dict(TOLERANCES.get(dtype, TOLERANCES[torch.float32]))
+    limits = dict(tolerances_of(dtype))
     if tolerance is not None:
         limits = dict.fromkeys(limits, tolerance)
     elif program.captured.widened:
