@@ -215,3 +215,91 @@ def test_resized_maps_sum_to_the_value(options, layout):
         y = model(x)
         got = explainer(x, target=torch.arange(y.shape[1]).expand(batch, -1))
         torch.testing.assert_close(got.sum, y, rtol=0, atol=1e-12)
+
+
+# Statistics of constant rows, and numbers next to 0 -----------------------------------------------------------------
+
+STATISTICS = {
+    "std": lambda x: x.std(1),
+    "var": lambda x: x.var(1),
+    "square root of a variance": lambda x: x.var(1, unbiased=False).sqrt(),
+    "norm": lambda x: (x - 0.7).norm(dim=1),
+    "norm that underflows": lambda x: (x * 1e-25).norm(dim=1),
+    "norm of denormals": lambda x: (x * 1e-42).norm(dim=1),
+    "std that underflows": lambda x: (x * 1e-25 * torch.arange(8)).std(1),
+    "1-norm": lambda x: torch.linalg.vector_norm(x - 0.7, 1, dim=1),
+    "3-norm": lambda x: torch.linalg.vector_norm(x * 1e-25, 3, dim=1),
+    "half a norm": lambda x: torch.linalg.vector_norm(torch.cat([x * 1e-30, x - 0.7], 1), 0.5, dim=1),
+    "distance": lambda x: torch.cdist(x[:, None], x.flip(1)[:, None])[:, 0, 0],
+    "pairwise distance": lambda x: F.pairwise_distance(x, x.flip(1), eps=0.0),
+    "cosine": lambda x: F.cosine_similarity(x, x.flip(1), dim=1),
+    "normalised": lambda x: F.normalize(x * 1e-25, dim=1)[:, 0],
+    "layer norm": lambda x: F.layer_norm(x, [8])[:, 0],
+    "instance norm": lambda x: F.instance_norm(x[:, None])[:, 0, 0],
+    "softmax": lambda x: torch.softmax(x, 1)[:, 0],
+    "log of the sum of powers": lambda x: torch.logsumexp(x, 1),
+    "log of a denormal": lambda x: torch.log(x * 1e-38)[:, 0],
+    "root at 0": lambda x: ((x - 0.7) ** 0.5)[:, 0],
+    "inverse": lambda x: ((1e20 * x * 1e-40) ** -1)[:, 0] * 1e-20,
+}
+
+
+class Pooled(nn.Module):
+    def __init__(self, statistic, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.statistic, self.last = statistic, nn.Linear(2, 3, dtype=dtype)
+        self.eval()
+
+    def forward(self, x):
+        return self.last(torch.stack([x.mean(1), self.statistic(x)], 1))
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_of_constant_rows(name):
+    for dtype, rules in [(F32, "omenn"), (F64, "omenn_gamma"), (F32, "epsilon_plus")]:
+        model, x = Pooled(STATISTICS[name], dtype), torch.full((2, 8), 0.7, dtype=dtype)
+        got = omenn_fx.transform(model, x, rules=rules)(x, target=1)
+        torch.testing.assert_close(got.sum, model(x)[:, 1].detach(), rtol=1e-5, atol=1e-4)
+        assert float(got.C.detach().abs().max()) < 1e3
+
+
+# Sums that cancel ---------------------------------------------------------------------------------------------------
+
+
+class Cancels(nn.Module):
+    """A constant bias before a matrix whose rows sum to 0: at the input 0 nothing is left but rounding."""
+
+    def __init__(self, dtype, outputs=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 6, dtype=dtype), nn.Linear(6, outputs, bias=False, dtype=dtype)
+        with torch.no_grad():
+            self.first.bias.fill_(0.37)
+            self.last.weight -= self.last.weight.mean(1, keepdim=True)
+        self.eval()
+
+    def forward(self, x):
+        return self.last(self.first(x))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_the_error_of_a_sum_that_cancels_is_no_number_without_meaning(dtype):
+    x = torch.zeros(2, 4, dtype=dtype)
+    for outputs in (1, 3):
+        got = omenn_fx.transform(Cancels(dtype, outputs), x)(x, target=0)
+        assert float(got.completeness_error.max()) <= 2
+    silent = nn.Linear(4, 3, bias=False, dtype=dtype).eval()
+    assert float(omenn_fx.transform(silent, x)(x, target=0).completeness_error.max()) == 0
+
+
+def test_a_small_output_next_to_large_ones_is_held_to_what_is_added_up():
+    """Rounding of the largest output is no excuse for a sum that is wrong by a visible part of the value."""
+    model = nn.Linear(4, 2, bias=False, dtype=F64).eval()
+    with torch.no_grad():
+        model.weight[0] *= 1e3
+    x = torch.randn(2, 4, dtype=F64)
+    explanation = omenn_fx.transform(model, x)(x, target=1)
+    assert float(explanation.completeness_error.max()) < 1e-15
+    explanation.C_w.mul_(1.001)
+    assert float(explanation.completeness_error.max()) > 1e-4

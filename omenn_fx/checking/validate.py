@@ -150,4 +150,4 @@ def _mass(explanation: Any) -> float:
     ndim = explanation.value.ndim
     total = sum(i.C_b.flatten(ndim).sum(-1) if i.C_b.ndim > ndim else i.C_b for i in explanation.inputs.values())
     gap = (total - (explanation.bias.total - explanation.bias.remainder)).abs()
-    return _worse(torch.where(gap == 0, gap, gap / explanation.scale).max()) if gap.numel() else 0.0
+    return _worse(torch.where(gap == 0, gap, gap / explanation.size).max()) if gap.numel() else 0.0
