@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from omenn_fx.algebra.tolerances import tolerances_of
 from omenn_fx.target import Positions, Weights
 
 if TYPE_CHECKING:
@@ -195,10 +196,20 @@ class Explanation:
         return total + self.bias.magnitude
 
     @property
+    def size(self) -> Tensor:
+        """What errors are relative to: S; where all of it cancelled, the value, or what rounds off of the outputs."""
+        rows = torch.nan_to_num(self.outputs.detach().abs(), posinf=0.0).unsqueeze(-1).flatten(1)
+        largest = rows.amax(1) if rows.numel() else rows.new_zeros(len(rows))
+        eps = torch.finfo(self.value.dtype).eps
+        rounded = largest * min(4 * eps / tolerances_of(self.value.dtype)["completeness"], 1.0)
+        rounded = rounded.reshape([-1] + [1] * (self.value.ndim - 1))
+        least = torch.finfo(self.value.dtype).tiny
+        return torch.maximum(torch.maximum(self.scale, self.value.abs()), rounded).clamp_min(least)
+
+    @property
     def completeness_error(self) -> Tensor:
-        """|sum(C) - value| / S, shape of `value`."""
-        gap = (self.sum - self.value).abs()
-        return gap / self.scale.clamp_min(torch.finfo(gap.dtype).tiny)
+        """|sum(C) - value| / S, shape of `value`; of an S that cancelled, relative to `size`."""
+        return (self.sum - self.value).abs() / self.size
 
     @property
     def relative_error(self) -> Tensor:

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 from omenn_fx.algebra.aliases import canonical
-from omenn_fx.algebra.form import Affine, Call, Form, Op, Slot
+from omenn_fx.algebra.form import Affine, Call, Form, Op, Slot, dtype_of, in_one_precision
 from omenn_fx.algebra.layer import Line
-from omenn_fx.algebra.linear import Cast, Chain
+from omenn_fx.algebra.linear import Cast, Chain, Linear
 from omenn_fx.algebra.rows import Rows
 from omenn_fx.compat import OpOverload, OpOverloadPacket
 
@@ -96,17 +96,29 @@ class Rule:
     def affine(self, call: Call) -> Affine:
         """The affine form of a call; a rule with one content operand may return just W, or (W, b)."""
         assert self.form is not None
-        form = self.form(call)
+        inner = in_one_precision(call, self.unread)
+        form = self.form(inner)
         if not isinstance(form, Affine):
             linear, bias = form if isinstance(form, tuple) else (form, None)
-            form = Affine({call.content[0]: linear}, bias)
-        for slot, linear in form.terms.items():
-            operand = call.at(slot)
-            converted = operand.dtype != call.out.dtype  # type promotion, autocast, and the casts themselves
-            if converted and not linear.converts:
-                cast = Cast(operand.shape, operand.dtype, call.out.dtype)
-                form = replace(form, terms={**form.terms, slot: Chain(linear, cast)})
-        return form
+            form = Affine({inner.content[0]: linear}, bias)
+        terms = {slot: _between(linear, slot, call, inner) for slot, linear in form.terms.items()}
+        bias = form.bias
+        if bias is not None and inner.out is not call.out and dtype_of(bias.value) == inner.out.dtype:
+            bias = replace(bias, value=bias.value.to(call.out.dtype))
+        return replace(form, terms=terms, bias=bias)
+
+
+def _between(linear: Linear, slot: Slot, call: Call, inner: Call) -> Linear:
+    """A map that was made in the precision of `inner`, between the operand and the result of a call in their own."""
+    operand, own = call.at(slot), inner.at(slot)
+    maps = [linear]
+    if own.dtype != inner.out.dtype and not linear.converts:  # type promotion, autocast, and the casts themselves
+        maps.append(Cast(own.shape, own.dtype, inner.out.dtype))
+    if operand.dtype != own.dtype:
+        maps.append(Cast(operand.shape, operand.dtype, own.dtype))
+    if inner.out.dtype != call.out.dtype:
+        maps.insert(0, Cast(call.out.shape, inner.out.dtype, call.out.dtype))
+    return linear if len(maps) == 1 else Chain(*maps)
 
 
 def overload(op: Op) -> Op:
