@@ -29,6 +29,7 @@ from omenn_fx.capture.inputs import (
     mismatch,
 )
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
+from omenn_fx.checking.complete import require_sum
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.compat import keep_out_of_compilation
@@ -200,11 +201,15 @@ class Explainer(nn.Module):
         Raises:
             InputError: not tensors, another rank or dtype, NaN or inf (names the input).
             TargetError: out of range or of the wrong shape.
+
+        Warns:
+            IncompleteWarning: sum(C) is not the explained value; names the node that `validate` would name first.
         """
         program, leaves = self.program_for(args, kwargs)
-        if not torch.compiler.is_compiling():
-            check_finite(program.captured, leaves)
-        return program.runnable.explain(leaves, target)
+        if torch.compiler.is_compiling():
+            return program.runnable.explain(leaves, target)
+        check_finite(program.captured, leaves)
+        return require_sum(program.runnable.explain(leaves, target), program, leaves, self.request.policy)
 
     def validate(
         self,

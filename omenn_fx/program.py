@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -15,13 +16,14 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from omenn_fx.algebra.tolerances import coarsest
 from omenn_fx.analysis.batch_dim import mixed
 from omenn_fx.analysis.plan import Plan, Request, at_one, make_plan
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.analysis.silent import silent, without_part
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.inputs import flatten_inputs
-from omenn_fx.capture.nodes import place_of, producer
+from omenn_fx.capture.nodes import place_of, producer, value_of
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import MixedBatchError
 from omenn_fx.explanation import Explanation, assembled
@@ -98,6 +100,11 @@ class Program:
         """What a call needs of it."""
         biased, kept = (self.graph_module.meta[key] for key in ("biased", "kept"))
         return Runnable(self.halves, self.names, biased, kept, self.captured.batch is not None)
+
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """The least precise dtype on the way from the explained inputs to the output."""
+        return coarsest(value_of(node).dtype for node in self.tagged.content)
 
     @property
     def nodes(self) -> list[NodeInfo]:

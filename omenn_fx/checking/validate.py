@@ -7,6 +7,7 @@ and lets go of what nothing after it reads. The measures are those of `omenn_fx.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from omenn_fx.algebra import invariants
-from omenn_fx.algebra.bias_policy import carrier
+from omenn_fx.algebra.bias_policy import Policy, carrier
 from omenn_fx.algebra.form import Affine, Call
 from omenn_fx.algebra.tolerances import FORWARD_IN_FLOAT32, coarsest, tolerances_of
 from omenn_fx.analysis.roles import Tagged
@@ -97,22 +98,26 @@ def validate(
     nodes: list[NodeErrors] = []
 
     def measure(node: fx.Node, call: Call, form: Affine) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        place = place_of(producer(node)[0])
-        errors = {
-            "node": invariants.node(call, form),
-            "linear": invariants.linear(call, form, generator),
-            "transpose": invariants.transpose(call, form, generator),
-            "mass": invariants.mass(call, form, policy, generator),
-        }
-        own = _dtypes(node, program.tagged)
-        allowed = None if tolerance is not None else tolerances_of(*own)
-        worse = {k: _worse(e) for k, e in errors.items()}
-        nodes.append(NodeErrors(node.name, place, dtype=_name(coarsest(own)), allowed=allowed, **worse))
+        entry = measured(program.tagged, node, call, form, policy, seed)
+        nodes.append(entry if tolerance is None else replace(entry, allowed=None))
 
     Walk(program.captured.module, program.tagged, measure).run(*leaves, enable_io_processing=False)
     names = dict.fromkeys(_name(d) for d in (coarsest(dtypes), outputs))
     return ValidationReport(nodes, whole, limits, " and ".join(names), apart)
+
+
+def measured(tagged: Tagged, node: fx.Node, call: Call, form: Affine, policy: Policy, seed: int = 0) -> NodeErrors:
+    """The errors of a node, and what is allowed in the dtypes that it computes in."""
+    generator = torch.Generator().manual_seed(seed)
+    errors = {
+        "node": invariants.node(call, form),
+        "linear": invariants.linear(call, form, generator),
+        "transpose": invariants.transpose(call, form, generator),
+        "mass": invariants.mass(call, form, policy, generator),
+    }
+    own, worse = _dtypes(node, tagged), {k: _worse(e) for k, e in errors.items()}
+    place = place_of(producer(node)[0])
+    return NodeErrors(node.name, place, dtype=_name(coarsest(own)), allowed=tolerances_of(*own), **worse)
 
 
 def _dtypes(node: fx.Node, tagged: Tagged) -> set[torch.dtype]:
