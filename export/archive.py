@@ -13,6 +13,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
+from omenn_fx.algebra.tolerances import tolerances_of
 from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explanation import Explanation
@@ -83,6 +84,8 @@ class SavedExplainer:
         self._sizes = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
         names, biased, kept, batched = (notes[key] for key in ("explained", "biased", "kept", "batched"))
         self._runnable = Runnable(split(module), names, biased, kept, batched)
+        values = (n.meta.get("val") for n in module.graph.nodes)
+        self._limit = tolerances_of(*(v.dtype for v in values if isinstance(v, Tensor)))["completeness"]
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor, target: Target = None, **named: Tensor) -> Explanation:
@@ -101,7 +104,7 @@ class SavedExplainer:
         kinds = zip(self.notes["tensors"], self.notes["constants"], strict=True)
         leaves = [next(tensors) if tensor else constant for tensor, constant in kinds]
         self._check(given)
-        return self._runnable.explain(leaves, target)
+        return self._runnable.explain(leaves, target).require_sum(self._limit)
 
     def _check(self, given: list[Tensor]) -> None:
         wanted = [value for value in self._sizes[:-1] if isinstance(value, Tensor)]

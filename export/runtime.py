@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from omenn_fx.algebra.tolerances import tolerances_of
 from omenn_fx.errors import ExportError, InputError, TargetError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation, WholeExplanation
 from omenn_fx.export.deployed import inputs_of_call, target_of_call
@@ -134,7 +135,8 @@ class OnnxExplainer:
                 inputs[name] = WholeExplanation(x, tensors[f"C{end}"])
         shares = tensors.get("bias")
         biased, kept = (json.loads(self.metadata[key]) for key in ("biased", "kept"))
-        return Explanation(outputs, positions.target, value, inputs, BiasTable(biased, shares, value, kept))
+        explanation = Explanation(outputs, positions.target, value, inputs, BiasTable(biased, shares, value, kept))
+        return explanation.require_sum(tolerances_of(*(t.dtype for t in tensors.values()))["completeness"])
 
     def __repr__(self) -> str:
         return (

@@ -128,7 +128,7 @@ def _compared(
     with _refusals():
         found = session.run(values)
     got = {name: torch.from_numpy(value).double() for name, value in found.items()}
-    scale = twin.scale.double().clamp_min(torch.finfo(torch.float32).tiny)
+    scale = twin.size.double().clamp_min(torch.finfo(torch.float32).tiny)
 
     # a logit that is a small difference of large terms is no more exact than those
     largest = max(float(v.abs().max()) for v in (twin.outputs.double(), scale) if v.numel())
@@ -156,7 +156,7 @@ def _compared(
     if dtype != torch.float64 and explainer.model is not None:
         exact = explainer.in_float64()(*in_double(args), **in_double(kwargs), target=twin.target)
         drift = float((twin.outputs.double() - exact.outputs).abs().max()) / max(largest, 1e-30)
-        ours = max(_distance(one.C, exact.inputs[name].C, exact.scale) for name, one in twin.inputs.items())
+        ours = max(_distance(one.C, exact.inputs[name].C, exact.size) for name, one in twin.inputs.items())
     alike = logits <= max(PARITY[dtype], 10 * drift)
     if alike and parity <= max(PARITY[dtype], 10 * ours):
         return Proof(logits, parity, error, 1, rounding=max(drift, ours))

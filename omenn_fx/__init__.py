@@ -20,6 +20,7 @@ from omenn_fx.checking.verdict import NodeVerdict, Verdict
 from omenn_fx.errors import (
     CaptureError,
     ExportError,
+    IncompleteWarning,
     InputError,
     MixedBatchError,
     ModeError,
@@ -68,6 +69,7 @@ __all__ = [
     "Explainer",
     "Explanation",
     "ExportError",
+    "IncompleteWarning",
     "InputError",
     "InputExplanation",
     "MixedBatchError",

@@ -28,6 +28,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "UnsupportedFakeTensorException",
         "UnsupportedOperatorException",
     ),
+    "torch.fx.experimental.proxy_tensor": ("make_fx",),
     "torch.fx.experimental.sym_node": ("SymNode.expr", "SymNode.hint", "SymNode.maybe_as_int"),
     "torch.fx.experimental.symbolic_shapes": (
         "GuardOnDataDependentSymNode",
@@ -75,6 +76,13 @@ def without_guards(fake_mode: Any) -> AbstractContextManager[Any]:
 def fake_mode_of(value: Any) -> Any:
     """The mode that a fake tensor belongs to, None of anything else: new shapes must come from the same one."""
     return value.fake_mode if isinstance(value, FakeTensor) else None
+
+
+def traced_calls(function: Any, values: list[Any]) -> Any:
+    """A graph of the ATen operators that a function of fake tensors calls: torch.export takes modules alone."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(function)(*values)
 
 
 # Errors of torch.export ----------------------------------------------------------------------------------------------

@@ -69,6 +69,10 @@ def _restored(kind: type[OmennError], args: tuple[Any, ...], fields: dict[str, A
     return error
 
 
+class IncompleteWarning(UserWarning):
+    """An explanation does not add up: sum(C) is not the explained value. Names the first node that is not exact."""
+
+
 class CaptureError(OmennError):
     """torch.export could not turn the model into a graph."""
 

@@ -29,6 +29,7 @@ from omenn_fx.capture.inputs import (
     mismatch,
 )
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
+from omenn_fx.checking.complete import require_sum
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.compat import keep_out_of_compilation
@@ -64,8 +65,9 @@ def transform(
         model: an nn.Module in eval mode, an fx.GraphModule, an ExportedProgram or the path of a `.pt2` file.
         example_inputs: a tensor or a tuple of positional inputs to capture at; without, the first call captures.
         example_kwargs: keyword inputs to capture at.
-        explain: which inputs carry content, by name or position (one or several). Default: every floating-point
-            input; where all inputs are integer ids, their embeddings.
+        explain: which inputs carry content, by name or position (one or several), or the names of floating-point nodes
+            inside of the model. Default: every floating-point input; where all inputs are integer ids, what the ids
+            look up, computed ids too (embeddings, and bags of them token by token).
         output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it;
             or the name of a node inside of the model (`nodes` lists them: the logits below a softmax). Default: the
             logits (the only tensor, the one named so, else the first floating-point one).
@@ -199,11 +201,15 @@ class Explainer(nn.Module):
         Raises:
             InputError: not tensors, another rank or dtype, NaN or inf (names the input).
             TargetError: out of range or of the wrong shape.
+
+        Warns:
+            IncompleteWarning: sum(C) is not the explained value; names the node that `validate` would name first.
         """
         program, leaves = self.program_for(args, kwargs)
-        if not torch.compiler.is_compiling():
-            check_finite(program.captured, leaves)
-        return program.runnable.explain(leaves, target)
+        if torch.compiler.is_compiling():
+            return program.runnable.explain(leaves, target)
+        check_finite(program.captured, leaves)
+        return require_sum(program.runnable.explain(leaves, target), program, leaves, self.request.policy)
 
     def validate(
         self,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from omenn_fx.algebra.tolerances import tolerances_of
+from omenn_fx.errors import IncompleteWarning
 from omenn_fx.target import Positions, Weights
 
 if TYPE_CHECKING:
@@ -195,10 +198,41 @@ class Explanation:
         return total + self.bias.magnitude
 
     @property
+    def size(self) -> Tensor:
+        """What errors are relative to: S; where all of it cancelled, the value, or what rounds off of the outputs."""
+        rows = torch.nan_to_num(self.outputs.detach().abs(), posinf=0.0).unsqueeze(-1).flatten(1)
+        largest = rows.amax(1) if rows.numel() else rows.new_zeros(len(rows))
+        eps = torch.finfo(self.value.dtype).eps
+        rounded = largest * min(4 * eps / tolerances_of(self.value.dtype)["completeness"], 1.0)
+        rounded = rounded.reshape([-1] + [1] * (self.value.ndim - 1))
+        least = torch.finfo(self.value.dtype).tiny
+        return torch.maximum(torch.maximum(self.scale, self.value.abs()), rounded).clamp_min(least)
+
+    @property
     def completeness_error(self) -> Tensor:
-        """|sum(C) - value| / S, shape of `value`."""
-        gap = (self.sum - self.value).abs()
-        return gap / self.scale.clamp_min(torch.finfo(gap.dtype).tiny)
+        """|sum(C) - value| / S, shape of `value`; of an S that cancelled, relative to `size`."""
+        return (self.sum - self.value).abs() / self.size
+
+    def adds_up(self, limit: float) -> bool:
+        """Whether sum(C) is `value`, up to `limit` of S."""
+        total = self.sum
+        near = (total - self.value).abs() <= limit * total.abs()  # S is no less than the sum, and costs more
+        return bool(near.all()) or bool((self.completeness_error <= limit).all())
+
+    @property
+    def summed(self) -> bool:
+        """Whether all that `sum` adds up is known: a deployed file may return a part of it."""
+        whole = all(not i.split or i.C_b is not None for i in self.inputs.values())
+        kept = not self.bias.kept or self.bias.shares is not None
+        return bool(self.inputs) and kept and (whole or (self.bias.known and len(self.bias.kept) == len(self.bias)))
+
+    def require_sum(self, limit: float, where: Callable[[], str] = str) -> Explanation:
+        """Itself, with an IncompleteWarning where it does not add up; `where` says what is to blame."""
+        if self.summed and not self.adds_up(limit):
+            error = float(self.completeness_error.max())
+            text = f"the explanation does not add up: sum(C) is off by {error:.1e} of S, more than {limit:.0e}"
+            warnings.warn(text + where(), IncompleteWarning, stacklevel=3)
+        return self
 
     @property
     def relative_error(self) -> Tensor:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -14,17 +16,22 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from omenn_fx.algebra.tolerances import coarsest
 from omenn_fx.analysis.batch_dim import mixed
-from omenn_fx.analysis.plan import Request, make_plan
+from omenn_fx.analysis.plan import Plan, Request, at_one, make_plan
 from omenn_fx.analysis.roles import Tagged
+from omenn_fx.analysis.silent import silent, without_part
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.inputs import flatten_inputs
-from omenn_fx.capture.nodes import place_of, producer
+from omenn_fx.capture.nodes import place_of, producer, value_of
+from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import MixedBatchError
 from omenn_fx.explanation import Explanation, assembled
 from omenn_fx.graph.build import Halves, explainer_graph, split
+from omenn_fx.graph.rows_apart import meeting
 from omenn_fx.target import Chooser, Target, resolve
 
+log = logging.getLogger("omenn_fx")
 Tensor = torch.Tensor
 
 
@@ -94,6 +101,11 @@ class Program:
         biased, kept = (self.graph_module.meta[key] for key in ("biased", "kept"))
         return Runnable(self.halves, self.names, biased, kept, self.captured.batch is not None)
 
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """The least precise dtype on the way from the explained inputs to the output."""
+        return coarsest(value_of(node).dtype for node in self.tagged.content)
+
     @property
     def nodes(self) -> list[NodeInfo]:
         """Every node of the captured graph, in order."""
@@ -110,7 +122,7 @@ def make_program(
 ) -> Program:
     """Capture, analyse, and build the explainer graph. Raises the error of the plan, and MixedBatchError."""
     own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
-    plan = make_plan(source, own[0], own[1], request)
+    plan = tried_plan(source, own[0], own[1], request)
     if plan.error is not None:
         raise plan.error
     assert plan.captured is not None
@@ -122,7 +134,44 @@ def make_program(
     several = batch is not None and not plan.captured.dynamic_batch and batch > 1
     if several and mixed(program.halves.forward, program.halves.each, flatten_inputs(plan.captured, *own)):
         raise MixedBatchError("somewhere in the model, which fixes its batch size")
+    for name, node in silent(plan.tagged).items():
+        log.warning("%s", without_part(name, node))
+    if plan.reached is not None:
+        log.warning("%s at %s", REACHED, place_of(producer(plan.reached)[0]).label)
     return program
+
+
+REACHED = (
+    "samples of a batch reach each other through coefficients, which are held fixed: C is exact, but of each row among "
+    "the others of its batch,"
+)
+
+
+def tried_plan(
+    source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
+) -> Plan:
+    """The plan of a capture; whether its samples meet is tried on values, too."""
+    plan = tried(make_plan(source, args, kwargs, request), args, kwargs)
+    one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
+    free = plan.captured is not None and plan.captured.dynamic_batch
+    if isinstance(plan.error, MixedBatchError) and one and free:
+        return at_one(source, args, kwargs, request, plan.error)
+    return plan
+
+
+def tried(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    """A plan without an error, with what trying its rows on values tells. There are none on the meta device."""
+    if plan.captured is None or plan.tagged is None or plan.layout is None:
+        return plan
+    leaves = flatten_inputs(plan.captured, args, kwargs)
+    if any(isinstance(v, Tensor) and v.is_meta for v in [*leaves, *plan.captured.module.state_dict().values()]):
+        return plan
+    met = meeting(plan.tagged, plan.layout, leaves)
+    if met is None:
+        return plan
+    if met.content:
+        return replace(plan, layout=None, error=MixedBatchError(place_of(producer(met.node)[0])))
+    return replace(plan, reached=met.node)
 
 
 class Live(Protocol):

@@ -23,9 +23,10 @@ from torch import Tensor, fx, nn
 import omenn_fx
 from omenn_fx.algebra import invariants as measures
 from omenn_fx.algebra.form import Affine, Call
+from omenn_fx.algebra.tolerances import FORWARD_IN_FLOAT32, TOLERANCES
 from omenn_fx.analysis.layers import stand_ins
 from omenn_fx.capture.torch_export import export
-from omenn_fx.checking.validate import FORWARD_IN_FLOAT32, TOLERANCES, Walk
+from omenn_fx.checking.validate import Walk
 from omenn_fx.errors import CaptureError, OmennError, UnsupportedOpError
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -56,6 +57,16 @@ class Call:
         """The value of the first content operand: the only one of most operators."""
         return self.at(self.content[0])
 
+    def number(self, name: str) -> Any:
+        """An operand that takes part in arithmetic: integers and booleans in the dtype of the result.
+
+        1 / 3 of an integer would be a float32 whatever the result is.
+        """
+        value = self.operands[name]
+        dtype = dtype_of(value)
+        exact = dtype is None or dtype.is_floating_point or dtype.is_complex
+        return value if exact else value.to(self.out.dtype)
+
     def replay(self, /, **changed: Any) -> Any:
         """Call the operator again with some operands exchanged: a linear operator is its own W."""
         positional, named = [], {}
@@ -67,6 +78,43 @@ class Call:
                 positional.append(value)
         result = self.op(*positional, **named)
         return result if self.output is None else result[self.output]
+
+
+def dtype_of(value: Any) -> torch.dtype | None:
+    """The dtype of a tensor, or of a value of a graph that is built; None of anything else."""
+    dtype = getattr(value, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def in_one_precision(call: Call, unread: tuple[str, ...] = ()) -> Call:
+    """A call of several floating-point dtypes with all of them, and the result, in the widest: W is computed in that.
+
+    Real values stay real, integers as they are, and so do the operands in `unread`.
+    """
+    read = [value for name, value in call.operands.items() if name not in unread]
+    flat = [v for value in read for v in (value if isinstance(value, (list, tuple)) else [value])]
+    dtypes = {d for v in (call.out, *flat) if (d := dtype_of(v)) and (d.is_floating_point or d.is_complex)}
+    if len({_precision(d) for d in dtypes}) < 2:
+        return call
+    real = reduce(torch.promote_types, map(_precision, dtypes))
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [wide(v) for v in value]
+        dtype = dtype_of(value)
+        if dtype is None or not (dtype.is_floating_point or dtype.is_complex):
+            return value
+        target = real.to_complex() if dtype.is_complex else real
+        return value if dtype == target else value.to(target)
+
+    operands = {name: v if name in unread else wide(v) for name, v in call.operands.items()}
+    reference = None if call.reference is None else in_one_precision(call.reference, unread)
+    return replace(call, operands=operands, out=wide(call.out), reference=reference)
+
+
+def _precision(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the real part."""
+    return dtype.to_real() if dtype.is_complex else dtype
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 from omenn_fx.algebra.aliases import canonical
-from omenn_fx.algebra.form import Affine, Call, Form, Op, Slot
+from omenn_fx.algebra.form import Affine, Call, Form, Op, Slot, dtype_of, in_one_precision
 from omenn_fx.algebra.layer import Line
-from omenn_fx.algebra.linear import Cast, Chain
+from omenn_fx.algebra.linear import Cast, Chain, Linear
 from omenn_fx.algebra.rows import Rows
 from omenn_fx.compat import OpOverload, OpOverloadPacket
 
@@ -50,7 +50,9 @@ class Rule:
         passes_gate: the result is a gate if its operands are (views, casts, additions).
         complex: also on complex values, where W^T is the conjugate transpose.
         unread: operands of which only the shape, dtype or device is read: no value reaches h.
-        source: turns integer ids into content (embedding).
+        source: the operand whose integers look up a table, and so become content (embedding).
+        parts: operands by name -> the result in other operators, where torch has no decomposition: capture puts them in
+            its place (bags of embeddings).
         layer: "convolution" or "dense": a layer, where its weights are constant.
         sign: "positive": the result has no negative values; "rectified": it is max(x, 0), or less; "kept": it has no
             negative values if its operands have none.
@@ -75,7 +77,8 @@ class Rule:
     passes_gate: bool = False
     complex: bool = False
     unread: tuple[str, ...] = ()
-    source: bool = False
+    source: str = ""
+    parts: Callable[[Mapping[str, Any]], Tensor] | None = None
     layer: str | None = None
     sign: str | Callable[[Mapping[str, Any]], str | None] | None = None
     accepts: Callable[[Mapping[str, Any]], bool] | None = None
@@ -93,17 +96,29 @@ class Rule:
     def affine(self, call: Call) -> Affine:
         """The affine form of a call; a rule with one content operand may return just W, or (W, b)."""
         assert self.form is not None
-        form = self.form(call)
+        inner = in_one_precision(call, self.unread)
+        form = self.form(inner)
         if not isinstance(form, Affine):
             linear, bias = form if isinstance(form, tuple) else (form, None)
-            form = Affine({call.content[0]: linear}, bias)
-        for slot, linear in form.terms.items():
-            operand = call.at(slot)
-            converted = operand.dtype != call.out.dtype  # type promotion, autocast, and the casts themselves
-            if converted and not linear.converts:
-                cast = Cast(operand.shape, operand.dtype, call.out.dtype)
-                form = replace(form, terms={**form.terms, slot: Chain(linear, cast)})
-        return form
+            form = Affine({inner.content[0]: linear}, bias)
+        terms = {slot: _between(linear, slot, call, inner) for slot, linear in form.terms.items()}
+        bias = form.bias
+        if bias is not None and inner.out is not call.out and dtype_of(bias.value) == inner.out.dtype:
+            bias = replace(bias, value=bias.value.to(call.out.dtype))
+        return replace(form, terms=terms, bias=bias)
+
+
+def _between(linear: Linear, slot: Slot, call: Call, inner: Call) -> Linear:
+    """A map that was made in the precision of `inner`, between the operand and the result of a call in their own."""
+    operand, own = call.at(slot), inner.at(slot)
+    maps = [linear]
+    if own.dtype != inner.out.dtype and not linear.converts:  # type promotion, autocast, and the casts themselves
+        maps.append(Cast(own.shape, own.dtype, inner.out.dtype))
+    if operand.dtype != own.dtype:
+        maps.append(Cast(operand.shape, operand.dtype, own.dtype))
+    if inner.out.dtype != call.out.dtype:
+        maps.insert(0, Cast(call.out.shape, inner.out.dtype, call.out.dtype))
+    return linear if len(maps) == 1 else Chain(*maps)
 
 
 def overload(op: Op) -> Op:

@@ -22,6 +22,7 @@ from omenn_fx.analysis.probe import rows_meet
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
 from omenn_fx.capture.sizes import hint, known, symbols
+from omenn_fx.compat import always
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError
 
 aten = torch.ops.aten
@@ -102,6 +103,7 @@ def layouts(tagged: Tagged) -> Layouts:
             # a gather of constant rows; rows times columns
             fixed = any(symbols(s) - others for s in value_of(slots[slot]).shape) and not any(symbolic)
             apart = following is None or (layout is not None and layout.dim != following.dim)
+            apart = apart or not _in_step(call, at, tagged.captured.batch)
             if apart or fixed or _meet(tagged.rules, rule.rows, node, slot, at.dim, len(before)):
                 raise MixedBatchError(place_of(node))
             layout = layout or following
@@ -134,7 +136,7 @@ def _next(
     if rows is VIEW:
         return _reshaped(at, before, shape, size)
     if rows is PERMUTED:
-        return Layout(_permuted(call, at.dim, len(before)), at.outer, at.inner)
+        return Layout(permuted(call, at.dim, len(before)), at.outer, at.inner)
     if rows is REPEATED and shape[at.dim : at.dim + 1] != before[at.dim : at.dim + 1]:
         return Layout(at.dim, at.outer, shape[at.dim] // (size * at.outer))  # the copies are innermost
     if any(symbolic):
@@ -184,6 +186,19 @@ def _meet(rules: RuleSet, rows: Rows | None, node: fx.Node, slot: Slot, batch: i
     return rows.meet(operands, slot, batch, ndim)
 
 
+def _in_step(call: fx.Node, at: Layout, batch: Any) -> bool:
+    """Whether a piece that is cut out of the dimension of the batch begins with a first sample."""
+    operands = bind(call)
+    start, before = value_of(operands.get("start")), value_of(operands.get("self"))
+    if not {"dim", "start"} <= set(operands) or start is None or operands.get("step", 1) != 1:
+        return True
+    if operands["dim"] % before.ndim != at.dim:
+        return True
+    start = start + before.shape[at.dim] if hint(start) < 0 else start
+    copies = batch * at.inner
+    return always(start == hint(start) // hint(copies) * copies)
+
+
 def _every_row(rules: RuleSet, index: fx.Node) -> bool:
     """Whether an index leaves each row its own: 0, 1, 2, ... in x[arange(N), labels], or a mask that is written to."""
     if value_of(index).dtype == torch.bool:
@@ -211,7 +226,7 @@ def _reshaped(at: Layout, before: list[int], shape: list[int], size: int) -> Lay
     return None
 
 
-def _permuted(call: fx.Node, dim: int, ndim: int) -> int:
+def permuted(call: fx.Node, dim: int, ndim: int) -> int:
     """Where a permutation moves a dimension: the operator itself says, on a tensor of sizes 2, 3, 4, ..."""
     sizes = range(2, 2 + ndim)
     op: Any = call.target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.analysis.lookups import Lookup, by_sample, carries, lookups
 from omenn_fx.capture.captured import Captured
-from omenn_fx.capture.nodes import bind, value_of
+from omenn_fx.capture.nodes import value_of
 from omenn_fx.capture.sizes import hint, known
 from omenn_fx.errors import InputError, NoContentError, OutputError
 
@@ -20,53 +21,76 @@ Output = str | int | Callable[[Any], Any] | None
 
 
 def select_sources(captured: Captured, rules: RuleSet, explain: Explain) -> dict[str, fx.Node]:
-    """Input name -> the node whose value is explained: the input itself, or the embedding of integer ids.
+    """Input name -> the node whose value is explained: the input itself, or what its integers look up in a table.
 
-    Raises InputError for an unknown input, NoContentError where no input can carry content.
+    Raises InputError for an unknown input, NoContentError where no input can carry content. Takes over the graph.
     """
     tensors = [n for n in captured.inputs if isinstance(value_of(n), torch.Tensor)]
     if explain is None:
         chosen = [n for n in tensors if value_of(n).dtype.is_floating_point] or tensors
+        # Positions counted from a mask are explained only where there is nothing else.
+        sources = _named(captured, rules, chosen, counted=False) or _named(captured, rules, chosen, counted=True)
     else:
         wanted = [explain] if isinstance(explain, (str, int)) else list(explain)
-        chosen = [_find(tensors, w) for w in wanted]
-    sources: dict[str, fx.Node] = {}
-    for node in chosen:
-        if value_of(node).dtype.is_floating_point:
-            sources[node.name] = node
-            continue
-        embeddings = [n for n in captured.graph.nodes if _embeds(n, node, rules)]
-        for embedding in embeddings:
-            sources[node.name if len(embeddings) == 1 else f"{node.name}:{embedding.name}"] = embedding
-        if explain is not None and not embeddings:
-            raise InputError(f"input '{node.name}' holds integers ({value_of(node).dtype}) that no embedding reads")
+        chosen = [_find(captured, tensors, w) for w in wanted]
+        sources = _named(captured, rules, chosen, counted=True)
+        for node in chosen:
+            if not any(name.partition(":")[0] == node.name for name in sources):
+                raise InputError(_no_lookup(node, sources))
     if not sources:
         have = ", ".join(f"{n.name}: {value_of(n).dtype}" for n in tensors) or "no tensors"
         raise NoContentError(f"the model has no floating-point input and no embedding of integer ids (inputs: {have})")
     return sources
 
 
-def _find(tensors: list[fx.Node], wanted: str | int) -> fx.Node:
+def _named(captured: Captured, rules: RuleSet, chosen: list[fx.Node], counted: bool) -> dict[str, fx.Node]:
+    """The explained values of some inputs by name: 'ids', or 'ids:embedding' and 'ids:embedding_1'; each once."""
+    sources: dict[str, fx.Node] = {}
+    taken: set[fx.Node] = set()
+    for node in chosen:
+        found = {v: lookup for v, lookup in _values(captured, rules, node, counted).items() if v not in taken}
+        taken.update(found)
+        for value, lookup in found.items():
+            name = node.name if len(found) == 1 else f"{node.name}:{value.name}"
+            sources[name] = value if lookup is None else by_sample(captured, lookup)
+            taken.add(sources[name])
+    return sources
+
+
+def _values(captured: Captured, rules: RuleSet, node: fx.Node, counted: bool) -> dict[fx.Node, Lookup | None]:
+    """What is explained of an input: itself, or the values that its integers look up. A node inside is what it is."""
+    if node.op != "placeholder" or (_floats(node) and carries(captured, rules, node)):
+        return {node: None}
+    found = {found.node: found for found in lookups(captured, rules, node) if counted or not found.counted}
+    return {node: None} if not found and _floats(node) else {**found}
+
+
+def _find(captured: Captured, tensors: list[fx.Node], wanted: str | int) -> fx.Node:
+    """An input by its position or name, or a node inside of the model by its name."""
     if isinstance(wanted, int) and -len(tensors) <= wanted < len(tensors):
         return tensors[wanted]
-    for node in tensors:
-        if node.name == wanted:
-            return node
-    raise InputError(f"explain={wanted!r}: the model's tensor inputs are {', '.join(n.name for n in tensors)}")
+    inside = [n for n in captured.graph.nodes if n.op == "call_function"]
+    node = next((n for n in (*tensors, *inside) if n.name == wanted), None)
+    if node is None:
+        raise InputError(
+            f"explain={wanted!r}: the model's tensor inputs are {', '.join(n.name for n in tensors)}; nor is it the "
+            "name of a node inside (explainer.nodes lists them)"
+        )
+    if node.op != "placeholder" and not _floats(node):
+        value = value_of(node)
+        held = value.dtype if isinstance(value, torch.Tensor) else "no tensor"
+        raise InputError(f"explain={wanted!r}: this node holds {held}; name one that holds floating-point values")
+    return node
 
 
-def _embeds(node: fx.Node, source: fx.Node, rules: RuleSet) -> bool:
-    """An embedding whose ids come from the source through views and casts alone (not positions computed from it)."""
-    rule = rules.get(node.target)
-    if rule is None or not rule.source:
-        return False
-    at: Any = bind(node)["indices"]
-    while at is not source:
-        moved = isinstance(at, fx.Node) and (r := rules.get(at.target)) is not None and r.passes_gate
-        if not moved or len(at.all_input_nodes) != 1:
-            return False
-        at = at.all_input_nodes[0]
-    return True
+def _no_lookup(node: fx.Node, sources: Mapping[str, fx.Node]) -> str:
+    held = f"input '{node.name}' holds integers ({value_of(node).dtype})"
+    return f"{held} that no embedding reads" + (f" but those of {', '.join(sources)}" if sources else "")
+
+
+def _floats(node: fx.Node) -> bool:
+    value = value_of(node)
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def select_output(captured: Captured, output: Output) -> fx.Node:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from omenn_fx.algebra.bias_policy import POLICIES, Policy
@@ -23,6 +23,7 @@ from omenn_fx.analysis.layers import treatments
 from omenn_fx.analysis.reference import with_reference
 from omenn_fx.analysis.roles import Tagged, tag
 from omenn_fx.capture.captured import Captured, capture
+from omenn_fx.capture.embedding_bags import take_bags_apart
 from omenn_fx.capture.fold_norms import fold_batch_norms
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
@@ -64,13 +65,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """The finished parts, as far as it came; `error` is what stopped it."""
+    """The finished parts, as far as it came; `error` is what stopped it.
+
+    `reached`: the node where samples of a batch reach each other through coefficients alone.
+    """
 
     request: Request
     captured: Captured | None = None
     tagged: Tagged | None = None
     layout: Layouts | None = None
     error: OmennError | None = None
+    reached: fx.Node | None = None
 
 
 def make_plan(
@@ -82,7 +87,12 @@ def make_plan(
     symbolic = plan.captured is not None and plan.captured.dynamic_batch
     if not isinstance(plan.error, MixedBatchError) or not one or not symbolic:
         return plan
-    where = "".join(f" at {place.label}" for place in plan.error.places)
+    return at_one(source, args, kwargs, request, plan.error)
+
+
+def at_one(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request, error: OmennError) -> Plan:
+    """The plan of one sample, which has nothing to meet, where those of a batch do."""
+    where = "".join(f" at {place.label}" for place in error.places)
     log.warning("captured at a fixed batch of one: the samples of a batch reach each other%s", where)
     return _filled(source, args, kwargs, request, dynamic_batch=False)
 
@@ -113,6 +123,7 @@ def _capture(
         if problem is None:
             raise
         raise InputError(f"{problem}\n  {error.reason}") from error
+    captured = take_bags_apart(captured, request.rules)
     return fold_batch_norms(captured) if request.rules.folds_norms else captured
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from omenn_fx.compat import fake_mode_of, without_guards
+from omenn_fx.compat import fake_mode_of, traced_calls, without_guards
 
 Tensor = torch.Tensor
 
@@ -80,6 +80,19 @@ class Editor:
         with without_guards(self.fake_mode), self.fake_mode, torch.no_grad():
             node.meta["val"] = op(*values[0], **values[1])
         return node
+
+    def inline(self, function: Callable[..., Any], *args: fx.Node) -> fx.Node:
+        """The operators that a function of tensors calls, as nodes; the one that makes its result."""
+        with without_guards(self.fake_mode), torch.no_grad():
+            traced = traced_calls(function, [node.meta["val"] for node in args])
+        env = dict(zip(traced.graph.find_nodes(op="placeholder"), args, strict=True))
+        for node in traced.graph.nodes:
+            if node.op == "output":
+                result: fx.Node = env[node.args[0]]
+                return result
+            if node not in env:
+                env[node] = self.call(node.target, *fx.map_arg(node.args, env.get), **fx.map_arg(node.kwargs, env.get))
+        raise AssertionError("a graph has an output")
 
     def replace(self, old: Any, new: fx.Node) -> None:
         """All that read a node read another one."""

@@ -22,9 +22,10 @@ from omenn_fx.capture.nodes import place_of, producer, slots_of
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.capture.torch_export import Source, load_source, widened
 from omenn_fx.checking.check_report import CheckReport
-from omenn_fx.checking.findings import problems, warnings
+from omenn_fx.checking.findings import problems, reached, warnings
 from omenn_fx.checking.verdict import NodeVerdict, Verdict
 from omenn_fx.errors import InputError
+from omenn_fx.program import tried, tried_plan
 
 
 @torch.no_grad()
@@ -40,10 +41,10 @@ def check(
     dynamic_batch: bool = True,
     batched: bool = True,
 ) -> CheckReport:
-    """Say whether `transform` with these arguments explains the model exactly, without computing anything.
+    """Say whether `transform` with these arguments explains the model exactly.
 
-    Only shapes are looked at, so a model on the meta device (`with torch.device("meta"): ...`) needs no weights;
-    example inputs are then moved there too.
+    A model on the meta device (`with torch.device("meta"): ...`) needs no weights; example inputs are then moved there
+    too. Where there are weights, whether the samples of a batch reach each other is tried on a few rows as well.
 
     Args:
         model: as of `transform`.
@@ -66,7 +67,7 @@ def check(
     request = Request.of(
         rules, explain=explain, output=output, roles=roles, dynamic_batch=dynamic_batch, batched=batched
     )
-    plan = _at_fixed_shapes(source, args, kwargs, request) or make_plan(source, args, kwargs, request)
+    plan = _at_fixed_shapes(source, args, kwargs, request) or tried_plan(source, args, kwargs, request)
     return report(plan, type(source).__name__)
 
 
@@ -82,7 +83,7 @@ def _at_fixed_shapes(source: Any, args: Any, kwargs: Any, request: Request) -> P
     if not free or batch_size(leaves) != 1:
         return None
     args, kwargs = pytree.tree_unflatten([widened(leaf, 1) for leaf in leaves], spec)
-    plan = make_plan(source, args, kwargs, replace(request, dynamic_batch=False))
+    plan = tried(make_plan(source, args, kwargs, replace(request, dynamic_batch=False)), args, kwargs)
     return plan if plan.error is None else None
 
 
@@ -91,10 +92,9 @@ def report(plan: Plan, name: str) -> CheckReport:
     found = [] if plan.error is None else problems(plan.error)
     if plan.captured is None or plan.tagged is None:
         return CheckReport(name, plan.request.rules.name, [], found, [])
+    found_warnings = warnings(plan.captured, plan.tagged) + ([] if plan.reached is None else [reached(plan.reached)])
     edges = [(o.name, n.name) for n in plan.captured.graph.nodes for o in n.all_input_nodes if n.op != "output"]
-    return CheckReport(
-        name, plan.request.rules.name, verdicts(plan.tagged), found, warnings(plan.captured, plan.tagged), edges
-    )
+    return CheckReport(name, plan.request.rules.name, verdicts(plan.tagged), found, found_warnings, edges)
 
 
 # Verdicts ------------------------------------------------------------------------------------------------------------

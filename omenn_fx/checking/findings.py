@@ -12,6 +12,7 @@ from torch import fx
 
 from omenn_fx.analysis.layers import stand_ins
 from omenn_fx.analysis.roles import Tagged
+from omenn_fx.analysis.silent import silent, without_part
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
 from omenn_fx.checking.verdict import (
@@ -28,6 +29,8 @@ from omenn_fx.checking.verdict import (
     OTHER,
     OUTPUT,
     RANDOM,
+    REACHED,
+    SILENT,
     STANDS_IN,
     TRAIN_MODE,
     Finding,
@@ -101,6 +104,7 @@ def warnings(captured: Captured, tagged: Tagged) -> list[Finding]:
         _detached,
         _normalises,
         _stand_ins,
+        _silent,
     )
     return [finding for check in checks for finding in check(captured, tagged)]
 
@@ -197,3 +201,20 @@ def _stand_ins(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
         reason = f"'{tagged.rules.name}' has no rule for {op}: the form of '{base}' stands in, at {len(nodes)} nodes"
         fix = "nothing, if that is meant: the sum is exact either way"
         yield Finding(STANDS_IN, place_of(producer(nodes[0])[0]), reason, fix)
+
+
+def _silent(captured: Captured, tagged: Tagged) -> Iterator[Finding]:
+    """Explained inputs whose C is 0 everywhere, though the output depends on them."""
+    for name, node in silent(tagged).items():
+        fix = "nothing, if that is meant; explain= with the other inputs alone leaves it out"
+        yield Finding(SILENT, place_of(producer(node)[0]), without_part(name, node), fix)
+
+
+def reached(node: fx.Node) -> Finding:
+    """That a row's coefficients are made of other rows."""
+    reason = (
+        "the output of a row changes with the others of its batch, through coefficients, which are held fixed: C is "
+        "exact, but of the row among these others"
+    )
+    fix = "nothing, if that is meant; else explain one row at a time"
+    return Finding(REACHED, place_of(producer(node)[0]), reason, fix)

@@ -7,6 +7,7 @@ and lets go of what nothing after it reads. The measures are those of `omenn_fx.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from omenn_fx.algebra import invariants
-from omenn_fx.algebra.bias_policy import carrier
+from omenn_fx.algebra.bias_policy import Policy, carrier
 from omenn_fx.algebra.form import Affine, Call
+from omenn_fx.algebra.tolerances import FORWARD_IN_FLOAT32, coarsest, tolerances_of
 from omenn_fx.analysis.roles import Tagged
-from omenn_fx.capture.nodes import place_of, producer
+from omenn_fx.capture.nodes import place_of, producer, slots_of, value_of
 from omenn_fx.checking.validation_report import NodeErrors, ValidationReport
 from omenn_fx.explanation import Explanation
 from omenn_fx.graph.twin import Twin, at_node
@@ -25,17 +27,6 @@ from omenn_fx.program import Live
 
 Tensor = torch.Tensor
 Measure = Callable[[fx.Node, Call, Affine], None]
-
-# forward is relative to the largest output, node, linear and transpose to the terms of the sums, the others to S
-TOLERANCES = {
-    torch.float64: {"forward": 1e-10, "node": 1e-9, "linear": 1e-9, "transpose": 1e-9, "completeness": 1e-10,
-                    "mass": 1e-10},
-    torch.float32: {"forward": 1e-4, "node": 1e-4, "linear": 1e-4, "transpose": 1e-4, "completeness": 1e-5,
-                    "mass": 1e-5},
-    torch.float16: dict.fromkeys(("forward", "node", "linear", "transpose", "completeness", "mass"), 2e-2),
-    torch.bfloat16: dict.fromkeys(("forward", "node", "linear", "transpose", "completeness", "mass"), 6e-2),
-}  # fmt: skip
-FORWARD_IN_FLOAT32 = 1e-5  # of a float64 model that computes parts in float32 itself, which the twin does not
 
 
 class Walk(fx.Interpreter):
@@ -87,8 +78,9 @@ def validate(
         wanted = explainer.reference(*args, **kwargs)
     apart = _against_float64(explainer, explanation, args, kwargs) if double else None
     program, leaves = explainer.program_for(args, kwargs)
-    dtype = explanation.outputs.dtype
-    limits = dict(TOLERANCES.get(dtype, TOLERANCES[torch.float32]))
+    outputs = explanation.outputs.dtype
+    dtypes = {outputs} | {d for n in program.tagged.content for d in _dtypes(n, program.tagged)}
+    limits = dict(tolerances_of(*dtypes))
     if tolerance is not None:
         limits = dict.fromkeys(limits, tolerance)
     elif program.captured.widened:
@@ -106,18 +98,40 @@ def validate(
     nodes: list[NodeErrors] = []
 
     def measure(node: fx.Node, call: Call, form: Affine) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        place = place_of(producer(node)[0])
-        errors = {
-            "node": invariants.node(call, form),
-            "linear": invariants.linear(call, form, generator),
-            "transpose": invariants.transpose(call, form, generator),
-            "mass": invariants.mass(call, form, policy, generator),
-        }
-        nodes.append(NodeErrors(node.name, place, **{k: _worse(e) for k, e in errors.items()}))
+        entry = measured(program.tagged, node, call, form, policy, seed)
+        nodes.append(entry if tolerance is None else replace(entry, allowed=None))
 
     Walk(program.captured.module, program.tagged, measure).run(*leaves, enable_io_processing=False)
-    return ValidationReport(nodes, whole, limits, str(dtype).removeprefix("torch."), apart)
+    names = dict.fromkeys(_name(d) for d in (coarsest(dtypes), outputs))
+    return ValidationReport(nodes, whole, limits, " and ".join(names), apart)
+
+
+def measured(tagged: Tagged, node: fx.Node, call: Call, form: Affine, policy: Policy, seed: int = 0) -> NodeErrors:
+    """The errors of a node, and what is allowed in the dtypes that it computes in."""
+    generator = torch.Generator().manual_seed(seed)
+    errors = {
+        "node": invariants.node(call, form),
+        "linear": invariants.linear(call, form, generator),
+        "transpose": invariants.transpose(call, form, generator),
+        "mass": invariants.mass(call, form, policy, generator),
+    }
+    own, worse = _dtypes(node, tagged), {k: _worse(e) for k, e in errors.items()}
+    place = place_of(producer(node)[0])
+    return NodeErrors(node.name, place, dtype=_name(coarsest(own)), allowed=tolerances_of(*own), **worse)
+
+
+def _dtypes(node: fx.Node, tagged: Tagged) -> set[torch.dtype]:
+    """The dtypes of a content node and of the content that it reads: those that it computes in."""
+    dtypes = {value_of(node).dtype}
+    if node not in tagged.sources.values():
+        call, _ = producer(node)
+        rule = tagged.rules[call.target]
+        dtypes |= {value_of(o).dtype for slot, o in slots_of(call, rule) if slot in tagged.slots[node]}
+    return dtypes
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _against_float64(explainer: Live, explanation: Explanation, args: Any, kwargs: Any) -> dict[str, float]:
@@ -160,4 +174,4 @@ def _mass(explanation: Any) -> float:
     ndim = explanation.value.ndim
     total = sum(i.C_b.flatten(ndim).sum(-1) if i.C_b.ndim > ndim else i.C_b for i in explanation.inputs.values())
     gap = (total - (explanation.bias.total - explanation.bias.remainder)).abs()
-    return _worse(torch.where(gap == 0, gap, gap / explanation.scale).max()) if gap.numel() else 0.0
+    return _worse(torch.where(gap == 0, gap, gap / explanation.size).max()) if gap.numel() else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,12 @@ def _rank(error: float) -> float:
 
 @dataclass(frozen=True)
 class NodeErrors:
-    """One content node: its place and how far its rule is from exact, relative to what is added up."""
+    """One content node: its place and how far its rule is from exact, relative to what is added up.
+
+    Attributes:
+        dtype: the least precise of those that it computes in.
+        allowed: invariant -> the largest error that holds in that dtype; None: as of the whole.
+    """
 
     name: str
     place: Place
@@ -47,6 +52,8 @@ class NodeErrors:
     linear: float
     transpose: float
     mass: float
+    dtype: str = ""
+    allowed: Mapping[str, float] | None = None
 
     @property
     def worst(self) -> float:
@@ -61,8 +68,8 @@ class ValidationReport:
     Attributes:
         nodes: the errors of every content node, in the graph's order.
         whole: forward, completeness and mass of the whole explanation.
-        tolerances: invariant -> the largest error that holds.
-        dtype: of the outputs.
+        tolerances: invariant -> the largest error that holds, of the whole, in its least precise dtype.
+        dtype: of the outputs; where content is computed in others too, the least precise of those in front.
         against_float64: how far "outputs" and "C" are from the model's in float64, relative to the largest; None where
             that was not asked for.
     """
@@ -89,19 +96,32 @@ class ValidationReport:
                 yield f"{name} {error:.1e} > {self.tolerances[name]:.0e}: not so that {MEANING[name]}"
         for entry in self.nodes:
             for name in AT_NODES:
-                error = getattr(entry, name)
-                if not error <= self.tolerances[name]:
-                    limit = self.tolerances[name]
+                error, limit = getattr(entry, name), self.limit(name, entry)
+                if not error <= limit:
                     yield f"{name} {error:.1e} > {limit:.0e}, not so that {MEANING[name]}: {entry.place}"
 
+    def limit(self, invariant: str, entry: NodeErrors | None = None) -> float:
+        """The largest error of an invariant that holds, of the whole or at a node."""
+        own = None if entry is None else entry.allowed
+        return (self.tolerances if own is None else own)[invariant]
+
     def worst(self, invariant: str = "node") -> NodeErrors | None:
-        """The node where an invariant is the furthest from exact; None without content nodes."""
-        return max(self.nodes, key=lambda n: _rank(getattr(n, invariant)), default=None)
+        """The node where an invariant is the furthest from what holds there; None without content nodes."""
+        return max(self.nodes, key=lambda n: _rank(getattr(n, invariant)) / self.limit(invariant, n), default=None)
 
     def error(self, invariant: str) -> float:
         """The largest error of an invariant, at any node and of the whole explanation; NaN where one is."""
         at_nodes = [getattr(n, invariant) for n in self.nodes] if invariant in AT_NODES else []
         return largest([*at_nodes, self.whole.get(invariant, 0.0)])
+
+    def _shown(self, invariant: str) -> tuple[NodeErrors | None, float]:
+        """Where an invariant is the furthest from what holds: at a node, or (None) of the whole; and its error."""
+        worst, whole = self.worst(invariant) if invariant in AT_NODES else None, self.whole.get(invariant, 0.0)
+        if worst is None:
+            return None, whole
+        error = getattr(worst, invariant)
+        less = _rank(error) / self.limit(invariant, worst) < _rank(whole) / self.limit(invariant)
+        return (None, whole) if less else (worst, error)
 
     # For people ------------------------------------------------------------------------------------------------------
 
@@ -117,10 +137,11 @@ class ValidationReport:
         for column in ("invariant", "worst error", "allowed", "where"):
             table.add_column(column, justify="right" if column in ("worst error", "allowed") else "left")
         for name, meaning in MEANING.items():
-            worst, error = self.worst(name) if name in AT_NODES else None, self.error(name)
+            worst, error = self._shown(name)
+            limit = self.limit(name, worst)
             where = f"{worst.place.op} '{worst.name}' {worst.place.module}" if worst is not None and error else ""
-            style = "" if error <= self.tolerances[name] else "bold red"
-            table.add_row(meaning, Text(f"{error:.1e}", style=style), f"{self.tolerances[name]:.0e}", where)
+            style = "" if error <= limit else "bold red"
+            table.add_row(meaning, Text(f"{error:.1e}", style=style), f"{limit:.0e}", where)
         apart = self.against_float64
         if apart is not None:
             differ = f"{apart['outputs']:.1e}, C by {apart['C']:.1e}"
@@ -165,7 +186,14 @@ class ValidationReport:
     def to_json(self) -> str:
         """All of the report as JSON."""
         nodes: list[dict[str, Any]] = [
-            {"name": n.name, "op": n.place.op, "module": n.place.module, "file": n.place.file, "line": n.place.line}
+            {
+                "name": n.name,
+                "op": n.place.op,
+                "module": n.place.module,
+                "file": n.place.file,
+                "line": n.place.line,
+                "dtype": n.dtype,
+            }
             | {name: _number(getattr(n, name)) for name in AT_NODES}
             for n in self.nodes
         ]

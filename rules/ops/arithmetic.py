@@ -32,7 +32,7 @@ def _sum(call: Call, factors: dict[str, Any]) -> Affine:
     for name, factor in factors.items():
         if Slot(name) not in terms:
             one = isinstance(factor, (int, float)) and factor == 1
-            value = call[name] if one else call[name] * factor
+            value = call[name] if one else call.number(name) * factor
             constant = value if constant is None else constant + value
     if isinstance(constant, (int, float)) and constant == 0:
         constant = None
@@ -72,7 +72,8 @@ def _rsub(call: Call) -> Affine:
 
 @static(aten.lerp.Scalar, aten.lerp.Tensor, content=("self", "end"), rows=APART)
 def _lerp(call: Call) -> Affine:
-    return _sum(call, {"self": 1 - call["weight"], "end": call["weight"]})
+    weight = call.number("weight")
+    return _sum(call, {"self": 1 - weight, "end": weight})
 
 
 # Element-wise products -----------------------------------------------------------------------------------------------
@@ -84,9 +85,7 @@ def _factors(call: Call, left: str, right: str, scale: Any = 1) -> dict[Slot, Li
     share = scale / len(slots) if slots else 1
     terms: dict[Slot, Linear] = {}
     for slot in slots:
-        other = call[right if slot.name == left else left]
-        if getattr(other, "dtype", None) is torch.bool:
-            other = other.to(call.out.dtype)
+        other = call.number(right if slot.name == left else left)
         kind = ComplexDiagonal if call.out.dtype.is_complex else Diagonal
         terms[slot] = kind(other if share == 1 else other * share, call.shape(slot), call.out.shape)
     return terms
@@ -119,7 +118,7 @@ def _div_change(call: Call) -> Affine | Linear:
     """The product with 1 / b, and 1 / b - 1 / b0 = -(b - b0) / (b b0)."""
     if Slot("other") not in call.content:
         return _div(call)
-    a, a0 = call["self"], (before(call) if Slot("self") in call.content else call)["self"]
+    a, a0 = (c.number("self") for c in (call, before(call) if Slot("self") in call.content else call))
     inverse, inverse0 = 1 / call["other"], 1 / before(call)["other"]
     by_content, by_inverse = product(a, a0, inverse, inverse0)
     return _multiplied(call, self=by_content, other=-by_inverse * inverse * inverse0)
@@ -128,18 +127,18 @@ def _div_change(call: Call) -> Affine | Linear:
 @static(
     aten.div.Tensor, aten.div.Scalar,
     passes_gate=True, complex=True, kind="quotient", rows=APART,
-    derivative=derivatives(self=lambda c: 1 / c["other"], other=lambda c: -c.out / c["other"]),
+    derivative=derivatives(self=lambda c: 1 / c.number("other"), other=lambda c: -c.out / c["other"]),
     difference=Variant(_div_change, {"content": ("self", "other"), "product": True, "complex": True}),
 )  # fmt: skip
 def _div(call: Call) -> Linear:
     """The divisor is always a coefficient."""
     kind = ComplexDiagonal if call.out.dtype.is_complex else Diagonal
-    return kind(1 / call["other"], call.shape(), call.out.shape)
+    return kind(1 / call.number("other"), call.shape(), call.out.shape)
 
 
 def with_addend(call: Call, terms: dict[Slot, Linear], product: Callable[[], Any], factor: Any = 1) -> Affine:
     """factor * self + a product, either of which may be constant."""
-    added = call["self"] if factor == 1 else call["self"] * factor
+    added = call["self"] if factor == 1 else call.number("self") * factor
     if Slot("self") in call.content:
         own = Diagonal(None if factor == 1 else factor, call.shape("self"), call.out.shape)
         return Affine({Slot("self"): own, **terms}, None if terms else Bias(product()))
@@ -153,15 +152,15 @@ def with_addend(call: Call, terms: dict[Slot, Linear], product: Callable[[], Any
     difference=halfway("tensor1", "tensor2"),
 )  # fmt: skip
 def _addcmul(call: Call) -> Affine:
-    a, b, scale = call["tensor1"], call["tensor2"], call["value"]
+    a, b, scale = call.number("tensor1"), call.number("tensor2"), call["value"]
     return with_addend(call, _factors(call, "tensor1", "tensor2", scale), lambda: a * b * scale)
 
 
 @static(aten.addcdiv.default, content=("self", "tensor1"), rows=APART)
 def _addcdiv(call: Call) -> Affine:
-    scale = call["value"] / call["tensor2"]
+    scale = call["value"] / call.number("tensor2")
     slot = Slot("tensor1")
     terms: dict[Slot, Linear] = {}
     if slot in call.content:
         terms[slot] = Diagonal(scale, call.shape(slot), call.out.shape)
-    return with_addend(call, terms, lambda: call["tensor1"] * scale)
+    return with_addend(call, terms, lambda: call.number("tensor1") * scale)

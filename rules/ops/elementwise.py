@@ -235,14 +235,16 @@ with_form(
 # Powers and logarithms -----------------------------------------------------------------------------------------------
 
 
-def _logarithm(call: Call) -> Linear:
-    """log has no value at 0 to start from; log(x) / x is its ratio, 0 at 0."""
-    return Diagonal(quotient(call.out, call.x, 0.0), call.shape(), call.out.shape)
+def _itself_over_x(call: Call) -> tuple[Linear, Bias]:
+    """f(x) / x, 0 at 0. Next to 0, where that is beyond the largest number, f(x) is a bias."""
+    beyond = torch.isinf(call.out / call.x)
+    rest = torch.where(beyond, call.out, torch.zeros_like(call.out))
+    return Diagonal(quotient(call.out, call.x, 0.0), call.shape(), call.out.shape), Bias(rest).finite()
 
 
-with_form(_logarithm, aten.log.default, derivative=lambda c: bounded(1 / c.x), change=SCALED)
-with_form(_logarithm, aten.log2.default, derivative=lambda c: bounded(1 / (LN2 * c.x)), change=SCALED)
-with_form(_logarithm, aten.log10.default, derivative=lambda c: bounded(1 / (LN10 * c.x)), change=SCALED)
+with_form(_itself_over_x, aten.log.default, derivative=lambda c: bounded(1 / c.x), change=SCALED)
+with_form(_itself_over_x, aten.log2.default, derivative=lambda c: bounded(1 / (LN2 * c.x)), change=SCALED)
+with_form(_itself_over_x, aten.log10.default, derivative=lambda c: bounded(1 / (LN10 * c.x)), change=SCALED)
 
 
 def _exponential(call: Call) -> tuple[Linear, Bias]:
@@ -261,6 +263,8 @@ def _power(call: Call) -> tuple[Linear, Bias | None]:
     x, exponent = call.x, call["exponent"]
     if exponent == 0:
         return Diagonal(0.0, x.shape, call.out.shape), Bias(1.0)
+    if exponent < 0.5:
+        return _itself_over_x(call)
     if exponent == 2:
         slope = x
     else:

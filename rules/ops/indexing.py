@@ -26,16 +26,19 @@ moves(
     aten.index_select.default,
     back=lambda call, g: torch.index_add(zeros(g, call.shape()), call["dim"], call["index"], g),
     rows=along("dim"),
+    source="index",
 )
 moves(
     aten.gather.default,
     back=lambda call, g: torch.scatter_add(zeros(g, call.shape()), call["dim"], call["index"], g),
     rows=along("dim"),
+    source="index",
 )
 moves(
     aten.index.Tensor,
     back=lambda call, g: aten.index_put.default(zeros(g, call.shape()), call["indices"], g, True),
     rows=INDEXED,
+    source="indices",
 )
 
 

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from omenn_fx.algebra.rows import APART
 from omenn_fx.algebra.ruleset import omenn
 
 aten = torch.ops.aten
-
-# Integer ids become content here: the result is the explained input itself.
-omenn.opaque(aten.embedding.default, source=True, rows=APART)
 
 # No values of their own, only the shape of the operand.
 omenn.opaque(
@@ -27,7 +23,7 @@ omenn.opaque(
 # Decisions and positions: no linear part.
 omenn.opaque(
     aten.argmax.default, aten.argmin.default, aten.argsort.default, aten.argsort.stable, aten.nonzero.default,
-    aten.bucketize.Tensor, aten.searchsorted.Tensor, aten.histc.default, aten.one_hot.default,
+    aten.bucketize.Tensor, aten.searchsorted.Tensor, aten.histc.default,
     aten.sign.default, aten.heaviside.default,
     aten.floor.default, aten.ceil.default, aten.round.default, aten.round.decimals, aten.trunc.default,
     aten.floor_divide.default, aten.div.Tensor_mode, aten.div.Scalar_mode,

@@ -10,9 +10,11 @@ import torch
 
 from omenn_fx.algebra.form import Call
 from omenn_fx.algebra.linear import Linear, Weighted
+from omenn_fx.algebra.mass import Shape, is_one
 from omenn_fx.algebra.rows import behind, last
 from omenn_fx.rules.ops.forms import static
-from omenn_fx.rules.ops.pooling import Separable, matrix_of
+from omenn_fx.rules.ops.pooling import Separable, unit_vectors
+from omenn_fx.rules.ops.windows import known
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -20,55 +22,127 @@ Tensor = torch.Tensor
 # Interpolation -------------------------------------------------------------------------------------------------------
 
 
-# modes that torch has in two dimensions only: the other one of size 1
-_PLANAR = {
-    "cubic": aten.upsample_bicubic2d.default,
-    "cubic, antialiased": aten._upsample_bicubic2d_aa.default,
-    "linear, antialiased": aten._upsample_bilinear2d_aa.default,
-}
+def _interpolation(name: str, n: int, nearest: bool = False) -> None:
+    """Register both overloads of an interpolation over the last n dimensions, which is separable.
 
-
-def _interpolation(*ops: Any, mode: str, n: int) -> None:
-    def along(unit: Tensor, out: Any, align: bool | None, scale: float | None) -> Tensor:
-        """One dimension's interpolation of samples [size, 1, size]."""
-        if mode in _PLANAR:
-            return _PLANAR[mode](unit.unsqueeze(2), [1, out], align, None, scale).squeeze(2)
-        if mode == "linear":
-            return aten.upsample_linear1d.default(unit, [out], align, scale)
-        kernel = aten.upsample_nearest1d if mode == "nearest" else aten._upsample_nearest_exact1d
-        return kernel.default(unit, [out], scale)
+    How torch computes positions differs from kernel to kernel (by the number of dimensions, the dtype, the layout in
+    memory, equal sizes). So each matrix is what the operator itself makes along its dimension; where its kernels
+    disagree, what it makes at this very call, on images of the operand's shape and layout.
+    """
+    packet = getattr(aten, name)
+    matrices = _nearest if nearest else _weighted
 
     def form(call: Call) -> Linear:
-        shape, align = call.shape(), call.operands.get("align_corners")
-        factors = call.operands.get("scale_factors")
-        if factors is None:
+        found = matrices(_Call(packet.default, call, n))
+        return Separable([m.to(dtype=call.x.dtype, device=call.x.device) for m in found], call.shape())
+
+    static(packet.vec, content=("input",), rows=last(n))(form)
+    static(packet.default, content=("self",), rows=last(n))(form)
+
+
+class _Call:
+    """An interpolation of n dimensions: sizes before and after, and how it is called on other images."""
+
+    def __init__(self, op: Any, call: Call, n: int):
+        self.op, self.x, self.n = op, call.x, n
+        self.sizes, self.outs = list(call.shape()[-n:]), list(call.out.shape[-n:])
+        self.align = [call["align_corners"]] if "align_corners" in call.operands else []
+        if "scale_factors" in call.operands:
+            self.scales = list(call["scale_factors"] or [None] * n)
+        else:
             names = {1: ["scales"], 2: ["scales_h", "scales_w"], 3: ["scales_d", "scales_h", "scales_w"]}[n]
-            factors = [call.operands.get(name) for name in names]
-        matrices = [
-            matrix_of(lambda unit, o=out, f=factor: along(unit, o, align, f), size, call.x)  # type: ignore[misc]
-            for size, out, factor in zip(shape[-n:], call.out.shape[-n:], factors, strict=True)
-        ]
-        return Separable(matrices, shape)
+            self.scales = [call[name] for name in names]
+        self.known = known(*self.sizes, *self.outs)
 
-    content = ("input",) if all("input" in _names(op) for op in ops) else ("self",)
-    static(*ops, content=content, rows=last(n))(form)
+    def __call__(self, images: Tensor, outs: Shape | None = None, scales: list[float | None] | None = None) -> Tensor:
+        """The operator on images; to other sizes, or at other factors, where those are given."""
+        return self.op(images, self.outs if outs is None else outs, *self.align, *(scales or self.scales))
+
+    def along(self, dim: int, value: Tensor) -> Tensor:
+        """A vector, or a stack of some, along one of the last dimensions, of size 1 in all others."""
+        lead, size = value.shape[:-1], value.shape[-1]
+        return value.reshape([*lead, *([1] if lead else []), *(size if d == dim else 1 for d in range(self.n))])
+
+    @property
+    def layouts(self) -> list[torch.memory_format]:
+        """Those that torch has kernels for."""
+        last = {1: (), 2: (torch.channels_last,), 3: (torch.channels_last_3d,)}[self.n]
+        return [torch.contiguous_format, *last]
 
 
-def _names(op: Any) -> set[str]:
-    return {a.name for a in op._schema.arguments}
+def _weighted(call: _Call) -> list[Tensor]:
+    """What the operator makes of the unit vectors along each dimension, where the others are constant."""
+    found = []
+    for d, size in enumerate(call.sizes):
+        units = unit_vectors(size, call.x)
+        layouts = call.layouts if call.known else call.layouts[:1]
+        first, *rest = (_short(call, d, units, layout) for layout in layouts)
+        if all(torch.allclose(first, other) for other in rest):
+            found.append(first)
+            continue
+        images = torch.cat([torch.zeros_like(call.x)[:1]] * size)  # which keeps the layout
+        made = (
+            call(images + call.along(d, units.to(dtype=call.x.dtype, device=call.x.device)))
+            .movedim(d - call.n, 1)
+            .flatten(2)
+            .select(2, 0)
+        )
+        found.append(made.t())
+    return found
 
 
-for _n, _name in ((1, "linear1d"), (2, "bilinear2d"), (3, "trilinear3d")):
-    _interpolation(getattr(aten, f"upsample_{_name}").vec, mode="linear", n=_n)
-    _interpolation(getattr(aten, f"upsample_{_name}").default, mode="linear", n=_n)
-    _interpolation(getattr(aten, f"upsample_nearest{_n}d").vec, mode="nearest", n=_n)
-    _interpolation(getattr(aten, f"upsample_nearest{_n}d").default, mode="nearest", n=_n)
-    _interpolation(getattr(aten, f"_upsample_nearest_exact{_n}d").vec, mode="nearest-exact", n=_n)
-    _interpolation(getattr(aten, f"_upsample_nearest_exact{_n}d").default, mode="nearest-exact", n=_n)
-for _mode, _name in (("cubic", "upsample_bicubic2d"), ("cubic, antialiased", "_upsample_bicubic2d_aa"),
-                     ("linear, antialiased", "_upsample_bilinear2d_aa")):  # fmt: skip
-    _interpolation(getattr(aten, _name).vec, mode=_mode, n=2)
-    _interpolation(getattr(aten, _name).default, mode=_mode, n=2)
+def _short(call: _Call, dim: int, units: Tensor, layout: torch.memory_format) -> Tensor:
+    """The matrix of one dimension. The others are short: 1 where they are, 2 to 2 where they stay, else 2 to 3."""
+    wide = [1 if is_one(size) else 2 for size in call.sizes]
+    stays = [call.known and size == out for size, out in zip(call.sizes, call.outs, strict=True)]
+    narrow = [1 if is_one(o) else w if s else 3 for o, w, s in zip(call.outs, wide, stays, strict=True)]
+    shape = [-1, 2, *(-1 if d == dim else w for d, w in enumerate(wide))]
+    images = call.along(dim, units).expand(shape).contiguous(memory_format=layout)
+    outs = [call.outs[d] if d == dim else o for d, o in enumerate(narrow)]
+    made = call(images, outs, [scale if d == dim else None for d, scale in enumerate(call.scales)])
+    return made.movedim(dim - call.n, 1).flatten(2).select(2, 0).t()
+
+
+def _nearest(call: _Call) -> list[Tensor]:
+    """Which position every result position reads, as a matrix for each dimension."""
+    found = _agreed(call) if call.known else None
+    if found is None:
+        dtype = call.x.dtype if call.x.dtype.itemsize > 2 else torch.float32  # which counts far enough
+        found = _positions(call, torch.zeros_like(call.x, dtype=dtype))
+    matrices = []
+    for size, read in zip(call.sizes, found, strict=True):
+        at = read.new_ones((size,)).cumsum(0) - 1
+        matrices.append((read.unsqueeze(1) == at).to(read.dtype))
+    return matrices
+
+
+def _positions(call: _Call, images: Tensor) -> list[Tensor]:
+    """The position that each result position reads, of images of zeros. Without any image it is NaN."""
+    found = []
+    for d, size in enumerate(call.sizes):
+        at = call.along(d, images.new_ones((size,)).cumsum(0) - 1)
+        made = call(images + at).movedim(d - call.n, -1).flatten(0, -2)
+        found.append(made.mean(0).round())
+    return found
+
+
+def _agreed(call: _Call) -> list[Tensor] | None:
+    """The positions that are read, where all of torch's kernels read the same ones."""
+    found = []
+    for dtype, channels, layout in itertools.product((torch.float32, torch.float64), (1, 8), call.layouts):
+        images = torch.zeros(1, channels, *call.sizes, dtype=dtype).contiguous(memory_format=layout)
+        found.append([positions.double() for positions in _positions(call, images)])
+    first, *rest = found
+    same = all(torch.equal(a, b) for other in rest for a, b in zip(first, other, strict=True))
+    return first if same else None
+
+
+for _n, _linear in ((1, "linear1d"), (2, "bilinear2d"), (3, "trilinear3d")):
+    _interpolation(f"upsample_{_linear}", _n)
+    _interpolation(f"upsample_nearest{_n}d", _n, nearest=True)
+    _interpolation(f"_upsample_nearest_exact{_n}d", _n, nearest=True)
+for _planar in ("upsample_bicubic2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa"):
+    _interpolation(_planar, 2)
 
 
 # Sampling at positions -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from omenn_fx.algebra.form import Affine, Bias, Call, Slot
 from omenn_fx.algebra.linear import Centre, Chain, Diagonal, Linear, Reduction
 from omenn_fx.algebra.rows import along, summed
 from omenn_fx.rules.ops.contraction import contract
-from omenn_fx.rules.ops.forms import at_sums, dynamic, twice
+from omenn_fx.rules.ops.forms import at_sums, bounded, dynamic, twice
 from omenn_fx.rules.ops.reductions import dims_of
 
 aten = torch.ops.aten
@@ -22,9 +22,12 @@ Tensor = torch.Tensor
 
 
 def direction(x: Tensor, norm: Tensor, p: float) -> Tensor:
-    """d with <d, x> = norm, the p-norm of x: sign(x) |x / norm|^(p - 1), 0 where the norm is 0."""
+    """d with <d, x> = norm, the p-norm of x: sign(x) |x / norm|^(p - 1).
+
+    It is 0 where the norm is 0: so is that of an x whose square underflows.
+    """
     if p == 2:
-        return torch.nan_to_num(x / norm, nan=0.0)
+        return bounded(x / norm)
     if p == 1:
         return torch.sign(x)
     return torch.sign(x) * torch.nan_to_num(torch.pow(torch.abs(x) / norm, p - 1), nan=0.0, posinf=0.0)
@@ -92,7 +95,7 @@ def _spread_of(call: Call, root: bool) -> Linear:
     away = centred.apply(call.x)
     if root:
         std = call.out if call["keepdim"] else reduced.with_dims(call.out)
-        away = torch.nan_to_num(away / std, nan=0.0)
+        away = bounded(away / std)
     return Chain(reduced, Diagonal(away, shape, shape), centred)
 
 

@@ -40,7 +40,7 @@ def of_derivative(rule: Rule) -> Rule | None:
             **{"accepts": None} | dict(variant.traits),
         )  # fmt: skip
     if rule.form is None:
-        return replace(rule, gate=False, total=rule.source, accepts=_is_rounded)
+        return replace(rule, gate=False, total=bool(rule.source), accepts=_is_rounded)
     if rule.product:
         return replace(rule, form=partial(_of_factors, rule.form), product=False, dynamic=True, total=True)
     if rule.derivative == "form":
