@@ -77,7 +77,8 @@ def test_opaque_operators_are_these():
 
 
 OPAQUE_OPERATORS = """
-    affine_grid_generator all all.dim all.dims any any.dim any.dims argmax argmin argsort argsort.stable bernoulli.p
+    affine_grid_generator all all.dim all.dims angle any any.dim any.dims argmax argmin argsort argsort.stable
+    bernoulli.p
     bitwise_and.Tensor bitwise_not bitwise_or.Tensor bitwise_xor.Tensor bucketize.Tensor ceil div.Scalar_mode
     div.Tensor_mode embedding empty_like eq.Scalar eq.Tensor floor floor_divide fmod.Scalar fmod.Tensor full_like
     ge.Scalar ge.Tensor gt.Scalar gt.Tensor heaviside histc isclose isfinite isinf isnan le.Scalar le.Tensor
