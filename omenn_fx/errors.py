@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,12 +140,17 @@ class MixedBatchError(OmennError):
 
 
 class UnsupportedOpError(OmennError):
-    """Operators on the way from the explained input to the output have no rule. `places` lists them all."""
+    """Operators on the way from the explained input to the output have no rule.
 
-    def __init__(self, places: Sequence[Place], rule_set: str):
-        self.rule_set = rule_set
+    Attributes:
+        places: all of them.
+        why: node name -> why a rule that the operator has does not hold for this call.
+    """
+
+    def __init__(self, places: Sequence[Place], rule_set: str, why: Mapping[str, str] | None = None):
+        self.rule_set, self.why = rule_set, dict(why or {})
         count = f"{len(places)} operator call{'s' if len(places) != 1 else ''}"
-        lines = "\n".join(f"  - {p}" for p in places)
+        lines = "\n".join(f"  - {p}" + (f"\n      {self.why[p.node]}" if p.node in self.why else "") for p in places)
         super().__init__(
             f"the rule set '{rule_set}' has no rule for {count} between the explained input and the output:\n{lines}\n"
             "  Either register a rule (omenn_fx.rule), rewrite the line with supported operators, or hold the "

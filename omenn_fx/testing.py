@@ -139,7 +139,7 @@ def _walk_back(call: Call, form: Affine) -> None:
         term.transpose(torch.ones_like(call.out))
     carrier = POLICIES["carrier"]
     assert carrier is not None
-    carrier(call, form, invariants.masses(call.out, torch.Generator())[0])
+    carrier(call, form, invariants.masses(torch.abs(call.out), torch.Generator())[0])  # mass is real
 
 
 class _Names(TorchDispatchMode):

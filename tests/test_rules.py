@@ -77,14 +77,14 @@ def test_opaque_operators_are_these():
 
 
 OPAQUE_OPERATORS = """
-    _embedding_bag _embedding_bag_forward_only affine_grid_generator all all.dim all.dims any any.dim any.dims argmax
-    argmin argsort argsort.stable bernoulli.p bitwise_and.Tensor bitwise_not bitwise_or.Tensor bitwise_xor.Tensor
-    bucketize.Tensor ceil div.Scalar_mode div.Tensor_mode embedding embedding_bag embedding_bag.padding_idx empty_like
-    eq.Scalar eq.Tensor floor floor_divide fmod.Scalar fmod.Tensor full_like ge.Scalar ge.Tensor gt.Scalar gt.Tensor
-    heaviside histc isclose isfinite isinf isnan le.Scalar le.Tensor logical_and logical_not logical_or logical_xor
-    lt.Scalar lt.Tensor ne.Scalar ne.Tensor new_empty new_full new_ones new_zeros nonzero one_hot ones_like rand_like
-    randn_like reciprocal remainder.Scalar remainder.Tensor round round.decimals rsqrt searchsorted.Tensor sgn sign
-    signbit trunc zeros_like
+    _embedding_bag _embedding_bag_forward_only affine_grid_generator all all.dim all.dims angle any any.dim any.dims
+    argmax argmin argsort argsort.stable bernoulli.p bitwise_and.Tensor bitwise_not bitwise_or.Tensor
+    bitwise_xor.Tensor bucketize.Tensor ceil div.Scalar_mode div.Tensor_mode embedding embedding_bag
+    embedding_bag.padding_idx empty_like eq.Scalar eq.Tensor floor floor_divide fmod.Scalar fmod.Tensor full_like
+    ge.Scalar ge.Tensor gt.Scalar gt.Tensor heaviside histc isclose isfinite isinf isnan le.Scalar le.Tensor
+    logical_and logical_not logical_or logical_xor lt.Scalar lt.Tensor ne.Scalar ne.Tensor new_empty new_full
+    new_ones new_zeros nonzero one_hot ones_like rand_like randn_like reciprocal remainder.Scalar remainder.Tensor
+    round round.decimals rsqrt searchsorted.Tensor sgn sign signbit trunc zeros_like
 """
 
 

@@ -24,6 +24,13 @@ from omenn_fx.algebra.mass import Even, Mass, Shape, is_one, spread, sum_to
 Tensor = torch.Tensor
 
 
+def conjugate(value: Any) -> Any:
+    """What stands in W^T, for the inner product Re <u, v>, in the place of a coefficient of W."""
+    if isinstance(value, (int, float, complex)):
+        return value.conjugate()
+    return torch.conj_physical(value) if value.dtype.is_complex else value
+
+
 class Linear:
     """A linear map with frozen coefficients. Subclasses define the four methods."""
 
@@ -75,7 +82,7 @@ class Diagonal(Linear):
         return Mass((Even(sum_to(mass.dense(), self.result, self.operand)),), self.operand)
 
     def magnitude(self) -> Linear:
-        size = None if self.d is None else abs(self.d) if isinstance(self.d, (int, float)) else torch.abs(self.d)
+        size = None if self.d is None else abs(self.d) if isinstance(self.d, (int, float, complex)) else torch.abs(self.d)
         return Diagonal(size, self.operand, self.result, self.carries)
 
 
@@ -83,7 +90,7 @@ class ComplexDiagonal(Diagonal):
     """W = diag(d) on complex values, d complex: W^T is the conjugate, for the inner product Re <u, v>."""
 
     def transpose(self, g: Tensor) -> Tensor:
-        g = g * (self.d.conjugate() if isinstance(self.d, (int, float, complex)) else torch.conj_physical(self.d))
+        g = g if self.d is None else g * conjugate(self.d)
         return sum_to(g, self.result, self.operand) if self.broadcast else g
 
 
@@ -185,7 +192,7 @@ class Matrix(Linear):
         return torch.matmul(u, self.weight.t())
 
     def transpose(self, g: Tensor) -> Tensor:
-        return torch.matmul(g, self.weight)
+        return torch.matmul(g, conjugate(self.weight))
 
     def carry(self, mass: Mass) -> Mass:
         return Mass((mass.collapsed(-1),), self.operand)

@@ -57,6 +57,7 @@ class Rule:
         sign: "positive": the result has no negative values; "rectified": it is max(x, 0), or less; "kept": it has no
             negative values if its operands have none.
         accepts: which calls have the form, where not all have.
+        refuses: why the others have none.
         kind: what sets may speak of together: "activation", "max pool", "softmax", "norm", "product", "attention" ...
         squashes: the result is a probability or the like: its logits are what should be explained.
         rows: along which dimensions values meet (`omenn_fx.algebra.rows`). None: not stated: it is tried on two rows.
@@ -82,6 +83,7 @@ class Rule:
     layer: str | None = None
     sign: str | Callable[[Mapping[str, Any]], str | None] | None = None
     accepts: Callable[[Mapping[str, Any]], bool] | None = None
+    refuses: str = ""
     kind: str = ""
     squashes: bool = False
     rows: Rows | None = None

@@ -10,7 +10,7 @@ from torch import fx
 
 from omenn_fx.algebra.layer import Layer, Treated
 from omenn_fx.analysis.roles import Role, Tagged
-from omenn_fx.capture.nodes import bind, place_of, producer, read_by, slots_of
+from omenn_fx.capture.nodes import bind, place_of, producer, read_by, slots_of, value_of
 
 
 def treatments(tagged: Tagged) -> dict[fx.Node, Treated]:
@@ -71,7 +71,8 @@ def _kinds(tagged: Tagged) -> dict[fx.Node, str]:
     for node in tagged.content:
         rule = tagged.rule(node)
         constant = not any(_live(tagged, n) for n in _others(tagged, node))
-        if rule is not None and rule.layer and len(tagged.slots[node]) == 1 and constant:
+        real = not value_of(node).dtype.is_complex  # treatments tell positive weights from negative ones
+        if rule is not None and rule.layer and len(tagged.slots[node]) == 1 and constant and real:
             found[node] = rule.layer
     return found
 

@@ -77,7 +77,9 @@ class Tagged:
     def require_rules(self) -> None:
         """Raises UnsupportedOpError with every operator that lacks a rule."""
         if self.missing:
-            raise UnsupportedOpError([place_of(producer(n)[0]) for n in self.missing], self.rules.name)
+            calls = [producer(n)[0] for n in self.missing]
+            why = {call.name: reason for call in calls if (reason := refusal(call, self.rules))}
+            raise UnsupportedOpError([place_of(call) for call in calls], self.rules.name, why)
 
 
 def tag(
@@ -141,7 +143,7 @@ class _Tagger:
         rule = self.rules.get(call.target)
         if rule is None or (rule.accepts is not None and not rule.accepts(bind(call))):
             return None
-        if not rule.complex and rule.form is not None and any(_is_complex(n) for n in (call, *call.all_input_nodes)):
+        if not rule.complex and rule.form is not None and _any_complex(call):
             return None
         if rule.total and self._reaches_beside(call, rule):
             return None
@@ -169,7 +171,7 @@ class _Tagger:
             ]
             if not hits:
                 raise InputError(f"roles: no node or module path matches '{pattern}' (explainer.nodes lists them)")
-            forced.update((n, role) for n in hits)
+            forced.update((r, role) for n in hits for r in (n, *_results(n)))
         return forced
 
     def _reached(self) -> set[fx.Node]:
@@ -288,11 +290,29 @@ class _Tagger:
         )
 
 
+def _results(node: fx.Node) -> list[fx.Node]:
+    """The results of an operator that returns several: those have roles, not the call."""
+    return [user for user in node.users if producer(user)[0] is node and user is not node]
+
+
 def _is_floating(node: fx.Node) -> bool:
     value = value_of(node)
     return isinstance(value, torch.Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
-def _is_complex(node: fx.Node) -> bool:
-    value = value_of(node)
-    return isinstance(value, torch.Tensor) and value.dtype.is_complex
+def _any_complex(call: fx.Node) -> bool:
+    values = (value_of(n) for n in (call, *call.all_input_nodes))
+    return any(isinstance(v, torch.Tensor) and v.dtype.is_complex for v in values)
+
+
+def refusal(call: fx.Node, rules: RuleSet) -> str:
+    """Why a call of an operator has no form, although the operator may have one; "" where it has none at all."""
+    rule = rules.get(call.target)
+    if rule is not None and rule.accepts is not None and not rule.accepts(bind(call)):
+        return rule.refuses
+    if _any_complex(call) and not (rule is not None and rule.complex):
+        return COMPLEX
+    return ""
+
+
+COMPLEX = "it has no rule for complex values"

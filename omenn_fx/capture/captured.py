@@ -19,10 +19,11 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from omenn_fx.algebra.aliases import canonical
 from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.capture.decompositions import decomposed
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.capture.nodes import place_of
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
-from omenn_fx.capture.torch_export import export, own_path, own_stack, quiet, require_eval
+from omenn_fx.capture.torch_export import export, own_path, own_stack, require_eval
 from omenn_fx.compat import HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
@@ -82,11 +83,10 @@ def capture(
         table = torch.export.default_decompositions()
         for op in [op for op in table if op in rules]:
             table.pop(op)
-        with quiet():
-            decomposed = program.run_decompositions(table)
-        effects = any(spec.kind == InputKind.TOKEN for spec in decomposed.graph_signature.input_specs)
+        written = decomposed(program, table, rules)
+        effects = any(spec.kind == InputKind.TOKEN for spec in written.graph_signature.input_specs)
         # Ordered side effects (error checks of linear algebra) have no affine form: name the operator as it was.
-        program = program if effects and functional else decomposed
+        program = program if effects and functional else written
     captured = _flatten(program, batched)
     _require_one_dtype(captured, rules)
     return captured
@@ -127,6 +127,7 @@ def _flatten(program: ExportedProgram, batched: bool) -> Captured:
     root, graph = nn.Module(), fx.Graph()
     placeholders = program.graph.find_nodes(op="placeholder")
     double = any(isinstance(v := n.meta.get("val"), torch.Tensor) and v.dtype == torch.float64 for n in placeholders)
+    double = double and all(p.dtype != torch.float32 for p in program.parameters())  # a part is meant to be float32
     env: dict[fx.Node, Any] = _inputs_and_constants(program, root, graph)
     inputs = tuple(node for node in env.values() if node.op == "placeholder")
     outputs: tuple[Any, ...] = ()

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from omenn_fx.analysis.layers import stand_ins
-from omenn_fx.analysis.roles import Tagged
+from omenn_fx.analysis.roles import COMPLEX, Tagged
 from omenn_fx.analysis.silent import silent, without_part
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
@@ -70,9 +70,35 @@ _KINDS: tuple[tuple[type[OmennError], Kind, str], ...] = (
 def problems(error: OmennError) -> list[Finding]:
     """What an error says: one finding for each operator without a rule, else one."""
     if isinstance(error, UnsupportedOpError):
-        return [_no_rule(place, error.rule_set) for place in error.places]
+        return _no_rules(error)
     kind, fix = next(((k, f) for t, k, f in _KINDS if isinstance(error, t)), (OTHER, "see the message"))
     return [Finding(kind, error.places[0] if error.places else NOWHERE, error.reason, error.fix or fix)]
+
+
+def _no_rules(error: UnsupportedOpError) -> list[Finding]:
+    """One for each operator call; where a call itself is what has no rule, one for all of a module's like it."""
+    found: list[Finding] = []
+    groups: dict[tuple[str, str, str], list[Place]] = {}
+    for place in error.places:
+        why = error.why.get(place.node, "")
+        if why:
+            groups.setdefault((place.op if why != COMPLEX else "", place.module, why), []).append(place)
+        else:
+            found.append(_no_rule(place, error.rule_set))
+    return [*found, *(_refused(places, why, error.rule_set) for (_, _, why), places in groups.items())]
+
+
+def _refused(places: list[Place], why: str, rule_set: str) -> Finding:
+    """Calls that the operator's own rule, if it has one, does not hold for."""
+    ops = ", ".join(dict.fromkeys(p.op for p in places))
+    calls = f" ({len(places)} calls)" if len(places) > 1 else ""
+    roles = ", ".join(f'"{p.node}": "coefficient"' for p in places)
+    reason = f"the rule set '{rule_set}' cannot explain {ops}{calls}: {why}"
+    if why == COMPLEX:
+        fix = f"compute with real and imaginary parts (torch.view_as_real), or hold it fixed: roles={{{roles}}}"
+    else:
+        reason, _, fix = reason.rpartition(": ")
+    return Finding(NO_RULE, places[0], reason, fix)
 
 
 def _no_rule(place: Place, rule_set: str) -> Finding:

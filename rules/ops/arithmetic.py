@@ -18,6 +18,11 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
+def _kind(call: Call) -> type[Diagonal]:
+    """Of the diagonals of a call."""
+    return ComplexDiagonal if call.out.dtype.is_complex else Diagonal
+
+
 # Sums ----------------------------------------------------------------------------------------------------------------
 
 
@@ -27,7 +32,7 @@ def _sum(call: Call, factors: dict[str, Any]) -> Affine:
     for slot in call.content:
         factor = factors[slot.name]
         one = isinstance(factor, (int, float)) and factor == 1
-        terms[slot] = Diagonal(None if one else factor, call.shape(slot), call.out.shape)
+        terms[slot] = _kind(call)(None if one else factor, call.shape(slot), call.out.shape)
     constant: Any = None
     for name, factor in factors.items():
         if Slot(name) not in terms:
@@ -65,12 +70,12 @@ def _sub(call: Call) -> Affine:
     return _sum(call, {"self": 1, "other": -call["alpha"]})
 
 
-@static(aten.rsub.Scalar, aten.rsub.Tensor, content=("self", "other"), passes_gate=True, rows=APART)
+@static(aten.rsub.Scalar, aten.rsub.Tensor, content=("self", "other"), passes_gate=True, complex=True, rows=APART)
 def _rsub(call: Call) -> Affine:
     return _sum(call, {"self": -call["alpha"], "other": 1})
 
 
-@static(aten.lerp.Scalar, aten.lerp.Tensor, content=("self", "end"), rows=APART)
+@static(aten.lerp.Scalar, aten.lerp.Tensor, content=("self", "end"), complex=True, rows=APART)
 def _lerp(call: Call) -> Affine:
     weight = call.number("weight")
     return _sum(call, {"self": 1 - weight, "end": weight})
@@ -86,8 +91,7 @@ def _factors(call: Call, left: str, right: str, scale: Any = 1) -> dict[Slot, Li
     terms: dict[Slot, Linear] = {}
     for slot in slots:
         other = call.number(right if slot.name == left else left)
-        kind = ComplexDiagonal if call.out.dtype.is_complex else Diagonal
-        terms[slot] = kind(other if share == 1 else other * share, call.shape(slot), call.out.shape)
+        terms[slot] = _kind(call)(other if share == 1 else other * share, call.shape(slot), call.out.shape)
     return terms
 
 
@@ -100,8 +104,7 @@ def _mul_change(call: Call) -> Affine:
 
 def _multiplied(call: Call, **multipliers: Any) -> Affine:
     """The form with a multiplier for each operand that is content."""
-    kind = ComplexDiagonal if call.out.dtype.is_complex else Diagonal
-    terms = {slot: kind(multipliers[slot.name], call.shape(slot), call.out.shape) for slot in call.content}
+    terms = {slot: _kind(call)(multipliers[slot.name], call.shape(slot), call.out.shape) for slot in call.content}
     return with_remainder(call, terms)
 
 
@@ -132,15 +135,14 @@ def _div_change(call: Call) -> Affine | Linear:
 )  # fmt: skip
 def _div(call: Call) -> Linear:
     """The divisor is always a coefficient."""
-    kind = ComplexDiagonal if call.out.dtype.is_complex else Diagonal
-    return kind(1 / call.number("other"), call.shape(), call.out.shape)
+    return _kind(call)(1 / call.number("other"), call.shape(), call.out.shape)
 
 
 def with_addend(call: Call, terms: dict[Slot, Linear], product: Callable[[], Any], factor: Any = 1) -> Affine:
     """factor * self + a product, either of which may be constant."""
     added = call["self"] if factor == 1 else call.number("self") * factor
     if Slot("self") in call.content:
-        own = Diagonal(None if factor == 1 else factor, call.shape("self"), call.out.shape)
+        own = _kind(call)(None if factor == 1 else factor, call.shape("self"), call.out.shape)
         return Affine({Slot("self"): own, **terms}, None if terms else Bias(product()))
     row = isinstance(added, (int, float)) is False and len(added.shape) == 1
     return Affine(terms, Bias(added, dim=-1 if row else None).finite())
@@ -148,7 +150,7 @@ def with_addend(call: Call, terms: dict[Slot, Linear], product: Callable[[], Any
 
 @static(
     aten.addcmul.default,
-    content=("self", "tensor1", "tensor2"), product=("tensor1", "tensor2"), kind="product", rows=APART,
+    content=("self", "tensor1", "tensor2"), product=("tensor1", "tensor2"), complex=True, kind="product", rows=APART,
     difference=halfway("tensor1", "tensor2"),
 )  # fmt: skip
 def _addcmul(call: Call) -> Affine:
@@ -156,11 +158,11 @@ def _addcmul(call: Call) -> Affine:
     return with_addend(call, _factors(call, "tensor1", "tensor2", scale), lambda: a * b * scale)
 
 
-@static(aten.addcdiv.default, content=("self", "tensor1"), rows=APART)
+@static(aten.addcdiv.default, content=("self", "tensor1"), complex=True, rows=APART)
 def _addcdiv(call: Call) -> Affine:
     scale = call["value"] / call.number("tensor2")
     slot = Slot("tensor1")
     terms: dict[Slot, Linear] = {}
     if slot in call.content:
-        terms[slot] = Diagonal(scale, call.shape(slot), call.out.shape)
+        terms[slot] = _kind(call)(scale, call.shape(slot), call.out.shape)
     return with_addend(call, terms, lambda: call.number("tensor1") * scale)

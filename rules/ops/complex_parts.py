@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
-from omenn_fx.algebra.linear import Linear, Moves
+from omenn_fx.algebra.linear import ComplexDiagonal, Diagonal, Linear, Moves
 from omenn_fx.algebra.mass import Even, Mass, Shape
 from omenn_fx.algebra.rows import APART
 from omenn_fx.rules.ops.forms import static
@@ -87,6 +87,21 @@ def _complex(call: Call) -> Affine:
     fixed = "imag" if call.content[0].name == "real" else "real"
     zeros = torch.zeros_like(call[fixed])
     return Affine(terms, Bias(call.replay(**{call.content[0].name: zeros})))
+
+
+@static(aten.polar.default, content=("abs",), complex=True, rows=APART)
+def _polar(call: Call) -> Linear:
+    """abs e^(i angle), the angle held fixed."""
+    phase = torch.polar(torch.ones_like(call["abs"]), call["angle"])
+    size = call.out.shape
+    turned = ComplexDiagonal(phase, call.shape(), size)
+    real = Diagonal(None, call.shape(), size)
+    return Parts(
+        lambda u: turned.apply(u),
+        lambda g: torch.real(turned.transpose(g)),
+        (real.apply, real.transpose),
+        call.shape(),
+    )
 
 
 @static(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
-from omenn_fx.algebra.linear import Linear, Weighted
+from omenn_fx.algebra.linear import Linear, Weighted, conjugate
 from omenn_fx.algebra.mass import Shape, is_one, sum_to
 from omenn_fx.algebra.rows import LETTERS, summed
 from omenn_fx.rules.ops.forms import halfway, static
@@ -28,12 +28,13 @@ def contract(operand: str, shape: Shape, others: Sequence[Term], result: str, si
     full = [sizes[letter] for letter in operand]
     names = [letters for letters, _ in others]
     tensors = [t for _, t in others]
+    conjugates = [conjugate(t) for t in tensors]
 
     def apply(u: Tensor) -> Tensor:
         return torch.einsum(f"{','.join([operand, *names])}->{result}", u, *tensors)
 
     def transpose(g: Tensor) -> Tensor:
-        value = torch.einsum(f"{','.join([result, *names])}->{kept}", g, *tensors)
+        value = torch.einsum(f"{','.join([result, *names])}->{kept}", g, *conjugates)
         for d, letter in enumerate(operand):
             if letter not in used:  # summed by itself
                 value = value.unsqueeze(d)
@@ -96,7 +97,7 @@ def letters_of(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 @static(
     aten.einsum.default,
-    content="tensors", product=True, kind="product", rows=LETTERS, difference=halfway("tensors"),
+    content="tensors", product=True, complex=True, kind="product", rows=LETTERS, difference=halfway("tensors"),
 )  # fmt: skip
 def _einsum(call: Call) -> Affine:
     tensors = call["tensors"]

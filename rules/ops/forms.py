@@ -55,6 +55,12 @@ def where(condition: Tensor, call: Call, then: Any = 1.0, other: Any = 0.0) -> T
     return other + holds * (then - other)
 
 
+def real_dtype(call: Call) -> torch.dtype:
+    """That of masks and shares: the dtype of the result, of a complex one that of its parts."""
+    dtype: torch.dtype = call.out.dtype
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
 def scaled(linear: Linear, by: Any, call: Call) -> Linear:
     """A number times a map to the result of a call."""
     return linear if by == 1 else Chain(Diagonal(by, call.out.shape, call.out.shape), linear)

@@ -13,7 +13,7 @@ from omenn_fx.algebra.form import Affine, Bias, Call, Slot
 from omenn_fx.algebra.linear import Chain, Diagonal, Linear, Moves, Weighted
 from omenn_fx.algebra.mass import Shape, agree
 from omenn_fx.algebra.rows import APART, INDEXED, Rows, along, last
-from omenn_fx.rules.ops.forms import dynamic, static
+from omenn_fx.rules.ops.forms import dynamic, real_dtype, static
 from omenn_fx.rules.ops.structural import moves, zeros
 
 aten = torch.ops.aten
@@ -26,18 +26,21 @@ moves(
     aten.index_select.default,
     back=lambda call, g: torch.index_add(zeros(g, call.shape()), call["dim"], call["index"], g),
     rows=along("dim"),
+    complex=True,
     source="index",
 )
 moves(
     aten.gather.default,
     back=lambda call, g: torch.scatter_add(zeros(g, call.shape()), call["dim"], call["index"], g),
     rows=along("dim"),
+    complex=True,
     source="index",
 )
 moves(
     aten.index.Tensor,
     back=lambda call, g: aten.index_put.default(zeros(g, call.shape()), call["indices"], g, True),
     rows=INDEXED,
+    complex=True,
     source="indices",
 )
 
@@ -56,7 +59,7 @@ def _onto(call: Call, name: str, kept: Tensor, put: Map, take: Map) -> Affine:
         else:
             terms[slot] = Weighted(put, take, shape, call.out.shape)
     if both:
-        whole = kept + put(torch.ones_like(call[name]))
+        whole = kept + put(torch.ones_like(call[name], dtype=real_dtype(call)))
         terms[Slot("self")] = Diagonal(kept, call.shape("self"), call.out.shape, carries=kept / whole)
         terms[Slot(name)] = Moves(put, take, call.shape(name), carry=lambda m: take(m / whole))
         return Affine(terms, disjoint=True)
@@ -96,24 +99,24 @@ def _last_written(call: Call) -> Tensor:
     """Which index entries of a scatter remain: where several write to one position, the one that torch let win."""
     number = _numbered(call["index"])
     ids = call["index"].new_zeros(tuple(call.out.shape)).scatter(call["dim"], call["index"], number)
-    return (torch.gather(ids, call["dim"], call["index"]) == number).to(call.out.dtype)
+    return (torch.gather(ids, call["dim"], call["index"]) == number).to(real_dtype(call))
 
 
-@static(aten.scatter.src, content=("self", "src"), passes_gate=True, rows=along("dim"))
+@static(aten.scatter.src, content=("self", "src"), passes_gate=True, complex=True, rows=along("dim"))
 def _scatter(call: Call) -> Affine:
-    kept = torch.ones_like(call.out).scatter(call["dim"], call["index"], 0.0)
+    kept = torch.ones_like(call.out, dtype=real_dtype(call)).scatter(call["dim"], call["index"], 0.0)
     return _onto(call, "src", kept, *_scattering(call, "src", _last_written(call)))
 
 
-@static(aten.scatter.value, passes_gate=True, rows=along("dim"))
+@static(aten.scatter.value, passes_gate=True, complex=True, rows=along("dim"))
 def _scatter_value(call: Call) -> tuple[Linear, Bias]:
-    kept = torch.ones_like(call.out).scatter(call["dim"], call["index"], 0.0)
+    kept = torch.ones_like(call.out, dtype=real_dtype(call)).scatter(call["dim"], call["index"], 0.0)
     return Diagonal(kept, call.shape(), call.out.shape), Bias((1 - kept) * float(call["value"])).finite()
 
 
-@static(aten.scatter_add.default, content=("self", "src"), passes_gate=True, rows=along("dim"))
+@static(aten.scatter_add.default, content=("self", "src"), passes_gate=True, complex=True, rows=along("dim"))
 def _scatter_add(call: Call) -> Affine:
-    return _onto(call, "src", torch.ones_like(call.out), *_scattering(call, "src"))
+    return _onto(call, "src", torch.ones_like(call.out, dtype=real_dtype(call)), *_scattering(call, "src"))
 
 
 @dynamic(
@@ -130,7 +133,7 @@ def _scatter_reduce(call: Call) -> Affine:
     src = _resized(call["src"], call["src"].shape, index.shape)
     count, _ = _scattering(call, "src")
     touched = count(torch.ones_like(call["src"]))
-    alone = torch.ones_like(call.out) if with_self else (touched == 0).to(call.out.dtype)
+    alone = torch.ones_like(call.out, dtype=real_dtype(call)) if with_self else (touched == 0).to(call.out.dtype)
     if call["reduce"] == "sum":
         return _onto(call, "src", alone, *_scattering(call, "src"))
     if call["reduce"] == "mean":
@@ -142,13 +145,13 @@ def _scatter_reduce(call: Call) -> Affine:
     return _onto(call, "src", own / whole, *_scattering(call, "src", wins / torch.gather(whole, dim, index)))
 
 
-@static(aten.index_add.default, content=("self", "source"), rows=along("dim"))
+@static(aten.index_add.default, content=("self", "source"), complex=True, rows=along("dim"))
 def _index_add(call: Call) -> Affine:
     dim, index, size, alpha = call["dim"], call["index"], call.out.shape, call["alpha"]
     form = _onto(
         call,
         "source",
-        torch.ones_like(call.out),
+        torch.ones_like(call.out, dtype=real_dtype(call)),
         lambda u: torch.index_add(zeros(u, size), dim, index, u),
         lambda g: aten.index_select.default(g, dim, index),
     )
@@ -162,23 +165,28 @@ def _index_add(call: Call) -> Affine:
     return Affine({**form.terms, slot: Chain(form.terms[slot], scale)}, form.bias, disjoint=True)
 
 
-@static(aten.index_put.default, content=("self", "values"), rows=INDEXED)
+@static(aten.index_put.default, content=("self", "values"), complex=True, rows=INDEXED)
 def _index_put(call: Call) -> Affine:
     """Values written to (or added at) index positions; they may be broadcast to all of them."""
     indices, size, values = call["indices"], call.out.shape, call["values"]
     masked = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
     if masked and not call["accumulate"] and len(values.shape) == 0:  # y[mask] = value
-        hit = aten.index_put.default(torch.zeros_like(call.out), indices, torch.ones_like(values), False)
+        hit = aten.index_put.default(
+            torch.zeros_like(call.out, dtype=real_dtype(call)),
+            indices,
+            torch.ones_like(values, dtype=real_dtype(call)),
+            False,
+        )
         return _onto(call, "values", 1 - hit, lambda u: u * hit, lambda g: (g * hit).sum())
     places = aten.index.Tensor(torch.zeros_like(call.out, dtype=torch.long), indices)
     spread = Diagonal(None, values.shape, places.shape)
     last = None
-    kept = torch.ones_like(call.out)
+    kept = torch.ones_like(call.out, dtype=real_dtype(call))
     if not call["accumulate"]:
-        kept = aten.index_put.default(kept, indices, torch.zeros_like(values), False)
+        kept = aten.index_put.default(kept, indices, torch.zeros_like(values, dtype=real_dtype(call)), False)
         number = _numbered(places)
         ids = aten.index_put.default(torch.zeros_like(call.out, dtype=torch.long), indices, number, False)
-        last = (aten.index.Tensor(ids, indices) == number).to(call.out.dtype)
+        last = (aten.index.Tensor(ids, indices) == number).to(real_dtype(call))
 
     def put(u: Tensor) -> Tensor:
         u = spread.apply(u)
@@ -191,25 +199,33 @@ def _index_put(call: Call) -> Affine:
     return _onto(call, "values", kept, put, take)
 
 
-@static(aten.slice_scatter.default, content=("self", "src"), passes_gate=True, rows=APART)
+@static(aten.slice_scatter.default, content=("self", "src"), passes_gate=True, complex=True, rows=APART)
 def _slice_scatter(call: Call) -> Affine:
     where = [call[name] for name in ("dim", "start", "end", "step")]
     return _onto(
         call,
         "src",
-        torch.slice_scatter(torch.ones_like(call.out), torch.zeros_like(call["src"]), *where),
+        torch.slice_scatter(
+            torch.ones_like(call.out, dtype=real_dtype(call)),
+            torch.zeros_like(call["src"], dtype=real_dtype(call)),
+            *where,
+        ),
         lambda u: torch.slice_scatter(zeros(u, call.out.shape), u, *where),
         lambda g: aten.slice.Tensor(g, *where),
     )
 
 
-@static(aten.select_scatter.default, content=("self", "src"), passes_gate=True, rows=APART)
+@static(aten.select_scatter.default, content=("self", "src"), passes_gate=True, complex=True, rows=APART)
 def _select_scatter(call: Call) -> Affine:
     where = call["dim"], call["index"]
     return _onto(
         call,
         "src",
-        torch.select_scatter(torch.ones_like(call.out), torch.zeros_like(call["src"]), *where),
+        torch.select_scatter(
+            torch.ones_like(call.out, dtype=real_dtype(call)),
+            torch.zeros_like(call["src"], dtype=real_dtype(call)),
+            *where,
+        ),
         lambda u: torch.select_scatter(zeros(u, call.out.shape), u, *where),
         lambda g: aten.select.int(g, *where),
     )
@@ -220,11 +236,11 @@ IN_ORDER = Rows(
 )
 
 
-@static(aten.masked_scatter.default, content=("self", "source"), rows=IN_ORDER)
+@static(aten.masked_scatter.default, content=("self", "source"), complex=True, rows=IN_ORDER)
 def _masked_scatter(call: Call) -> Affine:
     """The masked positions take the values of `source` in order."""
     mask = call["mask"].expand(*call.out.shape)
-    hit = mask.to(call.out.dtype)
+    hit = mask.to(real_dtype(call))
     order = (mask.flatten().cumsum(0) - 1).clamp(min=0)
     shape, size = call["source"].shape, call.out.shape
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from omenn_fx.algebra.form import Affine, Bias, Call, Slot
-from omenn_fx.algebra.linear import Chain, Linear, Matrix, Moves
+from omenn_fx.algebra.linear import Chain, Linear, Matrix, Moves, conjugate
 from omenn_fx.algebra.mass import Even, Mass, Shape, sum_to
 from omenn_fx.algebra.rows import summed
 from omenn_fx.rules.ops.arithmetic import with_addend
@@ -32,7 +32,7 @@ class LeftMatrix(Linear):
         return torch.matmul(self.a, u)
 
     def transpose(self, g: Tensor) -> Tensor:
-        value = torch.matmul(self.a.transpose(-2, -1), g)
+        value = torch.matmul(conjugate(self.a).transpose(-2, -1), g)
         return sum_to(value, [*self.result[:-2], *self.operand[-2:]], self.operand)
 
     def carry(self, mass: Mass) -> Mass:
@@ -69,7 +69,7 @@ class RightMatrix(Linear):
         return torch.matmul(u, self.b)
 
     def transpose(self, g: Tensor) -> Tensor:
-        value = torch.matmul(g, self.b.transpose(-2, -1))
+        value = torch.matmul(g, conjugate(self.b).transpose(-2, -1))
         return sum_to(value, [*self.result[:-1], self.operand[-1]], self.operand)
 
     def carry(self, mass: Mass) -> Mass:
@@ -118,7 +118,8 @@ def _reshaped(source: Shape, target: Shape) -> Linear:
 
 @static(
     aten.matmul.default,
-    content=("self", "other"), product=True, layer="dense", kind="product", rows=summed(self=-1, other=-2),
+    content=("self", "other"), product=True, complex=True, layer="dense", kind="product",
+    rows=summed(self=-1, other=-2),
     difference=halfway("self", "other"),
 )  # fmt: skip
 def _matmul(call: Call) -> Affine:
@@ -127,7 +128,7 @@ def _matmul(call: Call) -> Affine:
 
 @static(
     aten.bmm.default, aten.mm.default,
-    content=("self", "mat2"), product=True, layer="dense", kind="product", rows=summed(self=-1, mat2=-2),
+    content=("self", "mat2"), product=True, complex=True, layer="dense", kind="product", rows=summed(self=-1, mat2=-2),
     difference=halfway("self", "mat2"),
 )  # fmt: skip
 def _bmm(call: Call) -> Affine:
@@ -136,7 +137,7 @@ def _bmm(call: Call) -> Affine:
 
 @static(
     aten.mv.default,
-    content=("self", "vec"), product=True, kind="product", rows=summed(self=-1, vec=-2),
+    content=("self", "vec"), product=True, complex=True, kind="product", rows=summed(self=-1, vec=-2),
     difference=halfway("self", "vec"),
 )  # fmt: skip
 def _mv(call: Call) -> Affine:
@@ -145,7 +146,7 @@ def _mv(call: Call) -> Affine:
 
 @static(
     aten.addmm.default,
-    content=("self", "mat1", "mat2"), product=("mat1", "mat2"), layer="dense", kind="product",
+    content=("self", "mat1", "mat2"), product=("mat1", "mat2"), complex=True, layer="dense", kind="product",
     rows=summed(mat1=-1, mat2=-2), difference=halfway("mat1", "mat2"),
 )  # fmt: skip
 def _addmm(call: Call) -> Affine:
@@ -155,7 +156,7 @@ def _addmm(call: Call) -> Affine:
 
 @static(
     aten.baddbmm.default,
-    content=("self", "batch1", "batch2"), product=("batch1", "batch2"), kind="product",
+    content=("self", "batch1", "batch2"), product=("batch1", "batch2"), complex=True, kind="product",
     rows=summed(batch1=-1, batch2=-2), difference=halfway("batch1", "batch2"),
 )  # fmt: skip
 def _baddbmm(call: Call) -> Affine:
@@ -163,6 +164,6 @@ def _baddbmm(call: Call) -> Affine:
     return with_addend(call, terms, lambda: torch.bmm(call["batch1"], call["batch2"]) * call["alpha"], call["beta"])
 
 
-@static(aten.linear.default, content="input", layer="dense", rows=summed(input=-1))
+@static(aten.linear.default, content="input", layer="dense", complex=True, rows=summed(input=-1))
 def _linear(call: Call) -> tuple[Linear, Bias | None]:
     return Matrix(call["weight"], call.shape()), None if call["bias"] is None else Bias(call["bias"], dim=-1)

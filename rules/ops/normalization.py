@@ -42,9 +42,13 @@ def _in_eval(operands: Mapping[str, Any]) -> bool:
     return not operands.get("training", False)
 
 
+OF_THE_BATCH = (
+    "it normalises with the statistics of the batch, so that the samples of a batch reach each other: use running "
+    "statistics (track_running_stats=True, training=False), or a norm of each sample"
+)
 static(
     aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default,
-    content="input", accepts=_in_eval, rows=APART,
+    content="input", accepts=_in_eval, refuses=OF_THE_BATCH, rows=APART,
 )(_batch_norm)  # fmt: skip
 
 

@@ -36,5 +36,6 @@ omenn.opaque(
     aten.isnan.default, aten.isinf.default, aten.isfinite.default, aten.signbit.default,
 )  # fmt: skip
 
-# With a derivative that has no formula here. The grid is made to be read as positions; torch decomposes sgn.
-omenn.opaque(aten.affine_grid_generator.default, aten.sgn.default, derivative="none")
+# With a derivative that has no formula here. The grid is made to be read as positions; torch decomposes sgn. An angle
+# says where a complex value points, as a direction does: it is held fixed.
+omenn.opaque(aten.affine_grid_generator.default, aten.sgn.default, aten.angle.default, derivative="none")

@@ -60,7 +60,7 @@ def _reads(size: int, left: int, right: int, mode: str) -> list[int]:
     return [min(max(p, 0), size - 1) for p in positions]
 
 
-@static(aten.pad.default, aten.constant_pad_nd.default, rows=APART)
+@static(aten.pad.default, aten.constant_pad_nd.default, complex=True, rows=APART)
 def _pad(call: Call) -> tuple[Linear, Bias | None]:
     pad, mode = list(call["pad"]), call.operands.get("mode", "constant")
     value = call["value"] or 0.0

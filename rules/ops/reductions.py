@@ -37,7 +37,7 @@ def _mean(call: Call) -> Linear:
     return Reduction(dims, call.operands.get("keepdim", False), call.shape(), 1 / count)
 
 
-@static(aten.cumsum.default, passes_gate=True, rows=along("dim"), kind="running sum")
+@static(aten.cumsum.default, passes_gate=True, complex=True, rows=along("dim"), kind="running sum")
 def _cumsum(call: Call) -> Linear:
     dim = call["dim"]
     return Weighted(lambda u: u.cumsum(dim), lambda g: g.flip(dim).cumsum(dim).flip(dim), call.shape(), call.out.shape)

@@ -16,7 +16,7 @@ from omenn_fx.algebra.form import Affine, Bias, Call, Form, Slot
 from omenn_fx.algebra.linear import Chain, Diagonal, Linear, Moves, Reduction, Sum
 from omenn_fx.algebra.rows import APART, along, at
 from omenn_fx.algebra.ruleset import Rule, Variant
-from omenn_fx.rules.ops.forms import before, dynamic, only_term, static, with_remainder
+from omenn_fx.rules.ops.forms import before, dynamic, only_term, real_dtype, static, with_remainder
 from omenn_fx.rules.ops.reductions import dims_of
 from omenn_fx.rules.ops.softmax import softmax_change
 
@@ -168,14 +168,14 @@ def _larger(call: Call) -> Affine:
 
 @static(
     aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther,
-    content=("self", "other"), passes_gate=True, rows=APART,
+    content=("self", "other"), passes_gate=True, complex=True, rows=APART,
 )  # fmt: skip
 def _where(call: Call) -> Affine:
-    chosen = call["condition"].to(call.out.dtype)
+    chosen = call["condition"].to(real_dtype(call))
     return _chosen(call, {"self": chosen, "other": 1 - chosen})
 
 
-@static(aten.masked_fill.Scalar, aten.masked_fill.Tensor, passes_gate=True, rows=APART)
+@static(aten.masked_fill.Scalar, aten.masked_fill.Tensor, passes_gate=True, complex=True, rows=APART)
 def _masked_fill(call: Call) -> tuple[Linear, Bias]:
-    masked = call["mask"].to(call.out.dtype)
+    masked = call["mask"].to(real_dtype(call))
     return Diagonal(1 - masked, call.shape(), call.out.shape), Bias(masked * Bias(call["value"]).finite().value)

@@ -69,13 +69,13 @@ static(
 )(_same)  # fmt: skip
 
 
-@static(aten.copy.default, content="src", passes_gate=True, unread=("self",), rows=APART)
+@static(aten.copy.default, content="src", passes_gate=True, complex=True, unread=("self",), rows=APART)
 def _copy(call: Call) -> Linear:
     """The values of `src` in the place of all those of `self`."""
     return Diagonal(None, call.shape(), call.out.shape)
 
 
-@static(aten.tril.default, aten.triu.default, passes_gate=True, rows=APART)
+@static(aten.tril.default, aten.triu.default, passes_gate=True, complex=True, rows=APART)
 def _triangle(call: Call) -> Linear:
     return Diagonal(call.replay(self=torch.ones_like(call.x)), call.shape(), call.out.shape)
 
@@ -294,7 +294,7 @@ def _diagonal_back(call: Call, g: Tensor) -> Tensor:
     return torch.movedim(flat.reshape([*rest, rows, columns]), (-2, -1), (one, two))
 
 
-moves(aten.diagonal.default, back=_diagonal_back, rows=APART)
+moves(aten.diagonal.default, back=_diagonal_back, rows=APART, complex=True)
 
 
 # Values read more than once ------------------------------------------------------------------------------------------
@@ -325,6 +325,6 @@ def _unfold_back(call: Call, g: Tensor) -> Tensor:
     return torch.index_add(zeros(g, shape), dim, index.flatten().to(g.device), g)
 
 
-moves(aten.repeat.default, back=_repeat_back, rows=APART)
-moves(aten.repeat_interleave.self_int, back=_interleave_back, rows=REPEATED)
-moves(aten.unfold.default, back=_unfold_back, rows=along("dimension"))
+moves(aten.repeat.default, back=_repeat_back, rows=APART, complex=True)
+moves(aten.repeat_interleave.self_int, back=_interleave_back, rows=REPEATED, complex=True)
+moves(aten.unfold.default, back=_unfold_back, rows=along("dimension"), complex=True)
