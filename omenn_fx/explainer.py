@@ -259,6 +259,8 @@ class Explainer(nn.Module):
             ]
             return inside
         value: Tensor = leaves[captured.outputs.index(program.tagged.output)]
+        if captured.batch == 1:  # without its dimension, perhaps
+            return value.reshape(program.tagged.output.meta["val"].shape)
         return value if self.request.batched else value[None]
 
     # Leaving the process ------------------------------------------------------------------------------------------

@@ -19,12 +19,15 @@ Tensor = torch.Tensor
 
 
 def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
-    """Whether inputs have the captured shapes, dtypes and devices; a free size is the same wherever it stands."""
+    """Whether what was captured is the model at these inputs.
+
+    They have the captured shapes, dtypes and devices; a free size is the same wherever it stands, and fulfils the
+    conditions.
+    """
     nodes = captured.inputs
     if len(nodes) != len(leaves):
         return False
     batch = batch_size(leaves)
-    free: dict[str, int] = {}
     for node, shape, leaf in zip(nodes, captured.shapes, leaves, strict=True):
         value = value_of(node)
         if isinstance(value, Tensor) != isinstance(leaf, Tensor):
@@ -35,11 +38,9 @@ def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
             continue
         if leaf.dtype != value.dtype or leaf.device != value.device or leaf.ndim != value.ndim:
             return False
-        for d, (want, have) in enumerate(zip(shape, leaf.shape, strict=True)):
-            size = (free.setdefault(want, have) if d else batch) if isinstance(want, str) else want
-            if have != size:
-                return False
-    return True
+        if shape and isinstance(shape[0], str) and leaf.shape[0] != batch:
+            return False
+    return captured.is_model_at(leaves)
 
 
 def check_leaves(leaves: Sequence[Any]) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +18,7 @@ from omenn_fx.analysis.endpoints import Explain, Output
 from omenn_fx.analysis.plan import Plan, Request, make_plan
 from omenn_fx.analysis.roles import Role, Tagged
 from omenn_fx.capture.nodes import place_of, producer, slots_of
-from omenn_fx.capture.sizes import batch_size
-from omenn_fx.capture.torch_export import Source, load_source, widened
+from omenn_fx.capture.torch_export import Source, load_source
 from omenn_fx.checking.check_report import CheckReport
 from omenn_fx.checking.findings import problems, warnings
 from omenn_fx.checking.verdict import NodeVerdict, Verdict
@@ -66,24 +64,8 @@ def check(
     request = Request.of(
         rules, explain=explain, output=output, roles=roles, dynamic_batch=dynamic_batch, batched=batched
     )
-    plan = _at_fixed_shapes(source, args, kwargs, request) or make_plan(source, args, kwargs, request)
+    plan = make_plan(source, args, kwargs, request)
     return report(plan, type(source).__name__)
-
-
-def _at_fixed_shapes(source: Any, args: Any, kwargs: Any, request: Request) -> Plan | None:
-    """The plan of a model captured at a fixed batch of two, which takes half the time of a free one; or None.
-
-    `transform` captures a single sample so: at two, with the batch free, and where that mixes the samples, at one.
-    A batch of two takes the same branches of the user's code, and sound at two is sound at one or the other.
-    Anything else, an error above all, is left to the capture that `transform` makes.
-    """
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    free = request.dynamic_batch and request.batched and not isinstance(source, ExportedProgram)
-    if not free or batch_size(leaves) != 1:
-        return None
-    args, kwargs = pytree.tree_unflatten([widened(leaf, 1) for leaf in leaves], spec)
-    plan = make_plan(source, args, kwargs, replace(request, dynamic_batch=False))
-    return plan if plan.error is None else None
 
 
 def report(plan: Plan, name: str) -> CheckReport:
