@@ -136,7 +136,7 @@ class Comparisons:
 
         found = []
         for expr, result in self._found:
-            told = result in (sympy.true, sympy.false, True, False) and getattr(expr, "is_Boolean", False)
+            told = isinstance(expr, sympy.logic.boolalg.Boolean)
             wanted = (expr if result else sympy.Not(expr)) if told else sympy.Eq(expr, result)
             found.append(str(self._env.replace(wanted)))
         return [text for text in dict.fromkeys(found) if text != "True"]

@@ -80,8 +80,14 @@ def make_plan(
     plan = _filled(source, args, kwargs, request, request.dynamic_batch)
     one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
     symbolic = plan.captured is not None and plan.captured.dynamic_batch
-    if not isinstance(plan.error, MixedBatchError) or not one or not symbolic:
+    if not isinstance(plan.error, MixedBatchError) or not symbolic:
         return plan
+    if not one:
+        assert plan.captured is not None
+        if not plan.captured.conditions.texts:
+            return plan
+        fixed = _filled(source, args, kwargs, request, dynamic_batch=False)  # parts of the batch, perhaps
+        return fixed if fixed.error is None else plan
     where = "".join(f" at {place.label}" for place in plan.error.places)
     log.warning("captured at a fixed batch of one: the samples of a batch reach each other%s", where)
     return _filled(source, args, kwargs, request, dynamic_batch=False)

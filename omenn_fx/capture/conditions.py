@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -39,19 +39,23 @@ class Conditions:
             return None
         return next((text for text, tree in self._trees if not _holds(tree, sizes)), None)
 
+    @property
+    def names(self) -> set[str]:
+        """The sizes that the conditions are on."""
+        return {n.id for _, tree in self._trees for n in ast.walk(tree) if isinstance(n, ast.Name)} - set(_FUNCTIONS)
+
     def renamed(self, names: Mapping[str, str]) -> Conditions:
-        """The same conditions on sizes of other names."""
-        return Conditions(tuple(dict.fromkeys(_renamed(text, names) for text in self.texts)))
+        """The same conditions on sizes of other names; a number is the name of a size that is fixed."""
+        texts = dict.fromkeys(_renamed(text, names) for text in self.texts)
+        return Conditions(tuple(text for text in texts if not _always(text)))
 
 
 def sizes_of(shapes: Shapes, leaves: Sequence[Any]) -> dict[str, int] | None:
     """What the free sizes of inputs are, by name; None where the inputs have other shapes."""
-    pairs = [
-        (want, int(have))
-        for shape, leaf in zip(shapes, leaves, strict=True)
-        if isinstance(leaf, torch.Tensor)
-        for want, have in zip(shape, leaf.shape, strict=True)
-    ]
+    tensors = [(s, leaf.shape) for s, leaf in zip(shapes, leaves, strict=True) if isinstance(leaf, torch.Tensor)]
+    if any(len(shape) != len(sizes) for shape, sizes in tensors):
+        return None
+    pairs = [(want, int(have)) for shape, sizes in tensors for want, have in zip(shape, sizes, strict=True)]
     found: dict[str, int] = {}
     for want, have in pairs:
         if isinstance(want, str) and want.isidentifier() and found.setdefault(want, have) != have:
@@ -129,3 +133,30 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
         if isinstance(node, ast.Name):
             node.id = names.get(node.id, node.id)
     return ast.unparse(tree)
+
+
+def _always(text: str) -> bool:
+    """Whether a condition compares one and the same: two sizes that have one name now."""
+    match ast.parse(text, mode="eval").body:
+        case ast.Compare(left=left, ops=[ast.Eq() | ast.LtE() | ast.GtE()], comparators=[right]):
+            return ast.unparse(left) == ast.unparse(right)
+    return False
+
+
+def plainly(text: str) -> str:
+    """A condition as Python writes it: `n != 3` for `Ne(n, 3)`."""
+    return ast.unparse(_Plain().visit(ast.parse(text, mode="eval")))
+
+
+class _Plain(ast.NodeTransformer):
+    """Sympy's functions of two arguments as the operators that they are."""
+
+    _SIGNS: ClassVar[dict[str, Any]] = {"Eq": ast.Eq(), "Ne": ast.NotEq(), "Mod": ast.Mod(), "PythonMod": ast.Mod()}
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        sign = self._SIGNS.get(node.func.id) if isinstance(node.func, ast.Name) and len(node.args) == 2 else None
+        if sign is None:
+            return node
+        left, right = node.args
+        return ast.Compare(left, [sign], [right]) if isinstance(sign, ast.cmpop) else ast.BinOp(left, sign, right)

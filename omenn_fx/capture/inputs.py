@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.conditions import sizes_of
 from omenn_fx.capture.nodes import value_of
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import InputError
@@ -98,6 +99,10 @@ def mismatch(captured: Captured | None, leaves: Sequence[Any]) -> str:
                 parts.append(f"'{node.name}' is {have}, was {want}")
         elif leaf != value:
             parts.append(f"'{node.name}' is {leaf!r}, was {value!r}")
+    sizes = sizes_of(captured.shapes, leaves) if len(leaves) == len(captured.shapes) else None
+    broken = captured.conditions.broken(sizes) if sizes else None
+    if broken is not None:
+        parts.append(f"the model takes another branch of its code where {broken} does not hold")
     return "; ".join(parts) or "another structure of inputs"
 
 

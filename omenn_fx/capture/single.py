@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from omenn_fx.algebra.rows import VIEW
 from omenn_fx.algebra.ruleset import RuleSet
-from omenn_fx.capture.conditions import Conditions, readable
+from omenn_fx.capture.conditions import Conditions, plainly, readable
 from omenn_fx.capture.editor import Editor
 from omenn_fx.capture.nodes import value_of
 from omenn_fx.capture.sizes import hint, is_symbolic, symbols
@@ -54,6 +54,7 @@ def conditions_of(
     texts = [text for text in dict.fromkeys(texts) if text != "True"]
     if not known or not all(readable(text, hints) for text in texts):  # then it is the model at the example alone
         return Conditions(tuple(f"{name} == {size}" for name, size in hints.items()))
+    texts = [plainly(text) for text in texts]
     batch = {str(s) for v in _tensors(inputs) for s in v.shape[:1] if str(s) in hints}
     groups = [batch, *({name} for name in hints if name not in batch)]
     several = [g for g in groups if not chosen or not _same_at_one(graph, rules, g, hints)]
