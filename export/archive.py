@@ -35,7 +35,7 @@ def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mappi
     program = to_program(explainer, *args, **kwargs)
     captured = explainer.ready
     tensors = [isinstance(v, Tensor) for v in explainer.program_for(args, dict(kwargs))[1]]
-    notes = {
+    notes: dict[str, Any] = {
         "version": __version__,
         "rules": explainer.request.rules.name,
         "bias": explainer.bias,

@@ -133,11 +133,9 @@ def _apart(tagged: Tagged, node: fx.Node, operands: Sequence[Layout | Part], siz
             return None
         cut = taken(node, at.dim, size)
         return None if cut is None else Part(Whole() if cut[1] == 1 else Layout(at.dim), *cut, size)
-    if len(parts) != len(operands):
-        return None
-    if all(parts[0].same(other) for other in parts):
+    if len(parts) == len(operands) and all(parts[0].same(other) for other in parts):
         return Part(Whole() if parts[0].count == 1 else None, parts[0].start, parts[0].count, size)
-    put = joined(node, parts) if rows is APART else None
+    put = joined(node, parts) if rows is APART and len(parts) == len(operands) else None
     if put is None:
         raise MixedBatchError(place_of(node))
     dim, start, count = put
