@@ -19,6 +19,7 @@ from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explanation import Explanation
 from omenn_fx.export.deployed import inputs_of_call
 from omenn_fx.export.program import to_program
+from omenn_fx.export.sizes import FileSizes, file_sizes
 from omenn_fx.graph.build import COTANGENT, split
 from omenn_fx.program import Live, Runnable
 from omenn_fx.target import Target
@@ -35,7 +36,7 @@ def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mappi
     program = to_program(explainer, *args, **kwargs)
     captured = explainer.ready
     tensors = [isinstance(v, Tensor) for v in explainer.program_for(args, dict(kwargs))[1]]
-    notes = {
+    notes: dict[str, Any] = {
         "version": __version__,
         "rules": explainer.request.rules.name,
         "bias": explainer.bias,
@@ -47,6 +48,7 @@ def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mappi
         "biased": captured.runnable.biased,
         "kept": captured.runnable.kept,
     }
+    notes["sizes"] = file_sizes(captured.captured, program, notes["inputs"], explainer.request.rules).text
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path, extra_files={NOTES: json.dumps(notes)})
 
@@ -74,12 +76,14 @@ class SavedExplainer:
         program: the torch.export program, (*inputs, cotangent) -> outputs, X, C_w, C_b, bias; it also compiles ahead of
             time (torch._inductor.aoti_compile_and_package).
         inputs: the names of the inputs.
+        sizes: the free sizes of the inputs, and what they fulfil wherever this is the model.
         notes: what was saved beside it: versions, rule set, bias policy.
     """
 
     def __init__(self, program: ExportedProgram, notes: dict[str, Any]):
         self.program, self.notes = program, notes
         self.inputs: list[str] = notes["inputs"]
+        self.sizes = FileSizes.read(notes.get("sizes", ""))
         module = explainer_graph_of(program)
         self._sizes = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
         names, biased, kept, batched = (notes[key] for key in ("explained", "biased", "kept", "batched"))
@@ -116,6 +120,7 @@ class SavedExplainer:
                     f"input '{name}' is {tuple(value.shape)} {value.dtype}; this explainer was saved for "
                     f"({taken}) {want.dtype}"
                 )
+        self.sizes.check(self.inputs, given)
 
     def __repr__(self) -> str:
         return (

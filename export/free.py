@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +10,16 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.conditions import sizes_of
+from omenn_fx.capture.nodes import value_of
 from omenn_fx.capture.sizes import FREE_SIZES, free_dims
 from omenn_fx.errors import CaptureError, ExportError, NodeError
+from omenn_fx.export.sizes import FileSizes
 from omenn_fx.program import Live
 
 Tensor = torch.Tensor
+Inputs = tuple[Any, Any]  # args, kwargs
 
 
 def freed(explainer: Live, args: Any, kwargs: Any, dynamic: Sequence[str]) -> Live:
@@ -38,30 +43,61 @@ def freed(explainer: Live, args: Any, kwargs: Any, dynamic: Sequence[str]) -> Li
     except NodeError as error:
         (place,) = error.places
         raise ExportError(f"{what}: the rule of this operator needs its sizes as numbers.\n  at {place}") from error
-    _try_another_size(explainer.model, args, kwargs, sizes, what)
+    _try_another_size(explainer.model, other.ready.captured, (args, kwargs), sizes, what)
     return other
 
 
-def _try_another_size(model: nn.Module, args: Any, kwargs: Any, sizes: Sequence[str], what: str) -> None:
+def _try_another_size(model: nn.Module, captured: Captured, inputs: Inputs, free: Sequence[str], what: str) -> None:
     """torch.export lets a size pass that fits together with another one only: height x width positions, say."""
-    longer = one_more(args, kwargs, None, sizes)
-    try:
-        with torch.no_grad():
-            model(*longer[0], **longer[1])
-    except Exception as error:
-        raise CaptureError(f"{what}: the model fails at one more: {str(error).splitlines()[0][:200]}") from error
+    placed = [(shape, free_dims(value_of(n), free)) for n, shape in zip(captured.inputs, captured.shapes, strict=True)]
+    names = {str(shape[d]) for shape, dims in placed for d in dims}
+    for how, step in (("one more", 1), ("one less", -1)):
+        args, kwargs = resized(captured, inputs, dict.fromkeys(names, step))
+        if not captured.is_model_at(pytree.tree_leaves((args, kwargs))):
+            continue
+        try:
+            with torch.no_grad():
+                model(*args, **kwargs)
+        except Exception as error:
+            raise CaptureError(f"{what}: the model fails at {how}: {str(error).splitlines()[0][:200]}") from error
+        return
 
 
-def one_more(args: Any, kwargs: Any, rows: int | None, free: Sequence[str]) -> tuple[Any, Any]:
-    """Free sizes one larger: the first sample, and the first token, again."""
+def resized(captured: Captured, inputs: Inputs, steps: Mapping[str, int]) -> Inputs:
+    """Inputs whose free sizes are larger or smaller by so much: the first rows again, or without the last."""
+    leaves, spec = pytree.tree_flatten(inputs)
+    found = []
+    for leaf, shape in zip(leaves, captured.shapes, strict=True):
+        for d, name in enumerate(shape):
+            have = leaf.shape[d]
+            size = max(have + steps.get(str(name), 0), 1)
+            if size != have:
+                leaf = leaf.index_select(d, torch.arange(size, device=leaf.device) % have)
+        found.append(leaf)
+    args, kwargs = pytree.tree_unflatten(found, spec)
+    return args, kwargs
 
-    def longer(value: Any) -> Any:
-        batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == rows
-        for d in ([0] if batched else []) + free_dims(value, free):
-            value = torch.cat([value, value.narrow(d, 0, 1)], d)
-        return value
 
-    return pytree.tree_map(longer, (args, kwargs))
+def nearby(captured: Captured, inputs: Inputs, file: FileSizes) -> list[Inputs]:
+    """Inputs of other sizes that both the graph and its file are the model at: next to the given ones, and one row."""
+    sizes = sizes_of(captured.shapes, pytree.tree_leaves(inputs)) or {}
+    rows = {str(shape[0]) for shape in captured.shapes if shape} & set(sizes)
+    steps = [dict.fromkeys(names, step) for names in (set(sizes), *({n} for n in sizes)) for step in _STEPS]
+    alone = {name: 1 - sizes[name] for name in rows}
+    found = []
+    for candidates in (steps, [alone]):
+        changed = (resized(captured, inputs, step) for step in candidates if any(step.values()))
+        fitting = (one for one in changed if _is_model_at(captured, file, one))
+        found += [one for one in [next(fitting, None)] if one is not None]
+    return found
+
+
+_STEPS = (1, -1, 2, -2)  # two: for a model of even sizes
+
+
+def _is_model_at(captured: Captured, file: FileSizes, inputs: Inputs) -> bool:
+    leaves = pytree.tree_leaves(inputs)
+    return captured.is_model_at(leaves) and file.take([v for v in leaves if isinstance(v, Tensor)])
 
 
 def name_sizes(model: Any, sizes: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.free import freed, name_sizes
 from omenn_fx.export.passes.onnxruntime_layout import for_onnxruntime
 from omenn_fx.export.program import optimised
+from omenn_fx.export.sizes import file_sizes
 from omenn_fx.export.verify import Proof, prove
 from omenn_fx.program import Live
 
@@ -86,7 +87,8 @@ def to_onnx(
     names = [*deployed.inputs, *(["target"] if deployed.takes_target else [])]
     batch = rows.shape[0] if free else None
     traced, model = _translated(deployed, example, batch, explainer.request.free, names, opset)
-    described = _description(explainer, deployed, free) | dict(metadata or {})
+    sizes = file_sizes(program.captured, traced, deployed.inputs, explainer.request.rules)
+    described = _description(explainer, deployed, free) | {"sizes": sizes.text} | dict(metadata or {})
     model.model.metadata_props.update({f"omenn_fx.{key}": value for key, value in described.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path)
@@ -94,7 +96,7 @@ def to_onnx(
     if verify:
         try:
             _check(path)
-            proof = prove(path, explainer, traced, args, kwargs, deployed, free)
+            proof = prove(path, explainer, traced, args, kwargs, deployed, sizes)
         except OmennError:
             path.unlink()  # a file that computes something else must not be taken for one that does not
             path.with_name(path.name + ".data").unlink(missing_ok=True)

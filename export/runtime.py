@@ -14,6 +14,7 @@ from omenn_fx.algebra.tolerances import tolerances_of
 from omenn_fx.errors import ExportError, InputError, TargetError
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation, WholeExplanation
 from omenn_fx.export.deployed import inputs_of_call, target_of_call
+from omenn_fx.export.sizes import FileSizes
 from omenn_fx.target import Positions, Target, resolve
 
 Tensor = torch.Tensor
@@ -40,6 +41,7 @@ class OnnxExplainer:
         path: the file.
         metadata: what `to_onnx` wrote into it.
         inputs, outputs: names.
+        sizes: the free sizes of the inputs, and what they fulfil wherever the file is the model.
         provider: where it runs.
     """
 
@@ -62,6 +64,7 @@ class OnnxExplainer:
         self.metadata = {k.removeprefix("omenn_fx."): v for k, v in written.items() if k.startswith("omenn_fx.")}
         if "explained" not in self.metadata:
             raise ExportError(f"'{path}' is an ONNX file, but not one that Explainer.to_onnx wrote")
+        self.sizes = FileSizes.read(self.metadata.get("sizes", ""))
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 
@@ -113,6 +116,7 @@ class OnnxExplainer:
             fixed = [(w, h) for w, h in zip(want.shape, have.shape, strict=False) if isinstance(w, int) and w != h]
             if len(want.shape) != have.ndim or fixed:
                 raise InputError(f"input '{want.name}' has shape {have.shape}, the file takes {tuple(want.shape)}")
+        self.sizes.check(names, [torch.from_numpy(a) for a in arrays])
         return arrays
 
     def _explained(self, got: dict[str, np.ndarray], feeds: list[np.ndarray], chosen: Positions | None) -> Explanation:

@@ -14,13 +14,13 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx.capture.nodes import bind
-from omenn_fx.capture.sizes import batch_size
 from omenn_fx.compat import OpOverload
 from omenn_fx.errors import ExportError, OmennError, ParityError
 from omenn_fx.export.deployed import Deployed
-from omenn_fx.export.free import one_more
+from omenn_fx.export.free import nearby
 from omenn_fx.export.nodes import compare
 from omenn_fx.export.runtime import OnnxExplainer, load
+from omenn_fx.export.sizes import FileSizes
 from omenn_fx.program import Live
 from omenn_fx.target import Positions
 
@@ -53,16 +53,16 @@ class Proof:
 
 
 def prove(
-    path: Path, explainer: Live, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed, free: bool
+    path: Path, explainer: Live, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed, sizes: FileSizes
 ) -> Proof:
-    """Compare on the given inputs and on random ones. Raises ParityError with the first node that differs."""
+    """Compare on the given inputs, on random ones, and on some of other sizes that the file is the model at.
+
+    Raises ParityError with the first node that differs.
+    """
     with _refusals():
         session = load(path, providers=["CPUExecutionProvider"])
     tried = [(args, kwargs), _disturbed(args, kwargs)]
-    rows = batch_size(pytree.tree_leaves((args, kwargs)))
-    sizes = explainer.request.free
-    if (free and rows) or sizes:
-        tried.append(one_more(*tried[1], rows if free else None, sizes))
+    tried += nearby(explainer.program_for(args, kwargs)[0].captured, tried[1], sizes)
     found = [_compared(session, explainer, traced, a, k, deployed) for a, k in tried]
     sums = [f.completeness for f in found if f.completeness is not None]
     return Proof(

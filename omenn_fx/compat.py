@@ -6,7 +6,11 @@ of omenn_fx; what is costly to import (`torch._dynamo`, captum, onnxscript) is i
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -33,6 +37,8 @@ PRIVATE: dict[str, tuple[str, ...]] = {
     "torch.fx.experimental.symbolic_shapes": (
         "GuardOnDataDependentSymNode",
         "PendingUnbackedSymbolNotFound",
+        "ShapeEnv.evaluate_expr",
+        "ShapeEnv.replace",
         "ShapeEnv.suppress_guards",
         "statically_known_true",
     ),
@@ -65,6 +71,95 @@ def always(condition: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return statically_known_true(condition)
+
+
+def size_at(size: Any, values: Mapping[str, int]) -> int:
+    """A free size where its symbols have these values. Raises KeyError where one has none."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    import sympy
+
+    return int(size.node.expr.xreplace({s: sympy.Integer(values[str(s)]) for s in free_symbols(size)}))
+
+
+def guards_of(fake_mode: Any) -> list[str] | None:
+    """The conditions under which torch.export's graph is the model, as sympy writes them: no program shows them.
+
+    None where they cannot be read.
+    """
+    env = getattr(fake_mode, "shape_env", None)
+    if env is None:
+        return []
+    try:
+        return [str(env.replace(guard.expr)) for guard in env.guards]
+    except AttributeError:
+        return None
+
+
+class Comparisons:
+    """What the code of a model finds free sizes to be, comparison by comparison, while torch.export runs it.
+
+    torch.export makes a condition of a comparison only where it does not know the answer; it knows that no free size is
+    one, which is not so. Comparisons that torch makes itself are left out: it broadcasts a size of one, and computes
+    the same. `env.evaluate_expr` is replaced on the one environment that this export has made for itself.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Any, Any]] = []
+        self._env: Any = None
+        self.seen = False  # whether a comparison that was made for a trial was noticed
+
+    @contextmanager
+    def watch(self, fake_mode: Any, size: Any) -> Iterator[None]:
+        """Take note of the comparisons made inside; `size` is one that is free."""
+        env = self._env = fake_mode.shape_env
+        own = env.evaluate_expr
+
+        def evaluate(expr: Any, *args: Any, **kwargs: Any) -> Any:
+            result = own(expr, *args, **kwargs)
+            if _asked_outside_of_torch(sys._getframe(1)):
+                self._found.append((expr, result))
+            return result
+
+        env.evaluate_expr = evaluate
+        try:
+            self._found.clear()
+            bool(size == 1)
+            self.seen = len(self._found) == 1
+            self._found.clear()
+            yield
+        finally:
+            del env.evaluate_expr
+
+    def texts(self) -> list[str]:
+        """All of them, as conditions that hold at the example."""
+        import sympy
+
+        found = []
+        for expr, result in self._found:
+            told = isinstance(expr, sympy.logic.boolalg.Boolean)
+            wanted = (expr if result else sympy.Not(expr)) if told else sympy.Eq(expr, result)
+            found.append(str(self._env.replace(wanted)))
+        return [text for text in dict.fromkeys(found) if text != "True"]
+
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_AS_A_VALUE = ("__bool__", "__int__", "__index__", "__float__")  # of SymInt and SymBool: Python asks for a number
+
+
+def _asked_outside_of_torch(frame: FrameType | None) -> bool:
+    """Whether Python code that is not torch's asks for the value of a comparison: kernels ask without `__bool__`."""
+
+    def inside(of_value: bool) -> bool:
+        code = None if frame is None else frame.f_code
+        return code is not None and code.co_filename.startswith(_TORCH) and (code.co_name in _AS_A_VALUE) is of_value
+
+    for of_value in (False, True):
+        if of_value and not inside(True):
+            return False
+        while frame is not None and inside(of_value):
+            frame = frame.f_back
+    return frame is not None and not frame.f_code.co_filename.startswith(_TORCH)
 
 
 def without_guards(fake_mode: Any) -> AbstractContextManager[Any]:

@@ -265,6 +265,9 @@ class Explainer(nn.Module):
             ]
             return inside
         value: Tensor = leaves[captured.outputs.index(program.tagged.output)]
+        shape = program.tagged.output.meta["val"].shape
+        if captured.batch == 1 and value.ndim != len(shape):  # the model leaves out the dimension of the batch
+            return value.reshape(shape)
         return value if self.request.batched else value[None]
 
     # Leaving the process ------------------------------------------------------------------------------------------

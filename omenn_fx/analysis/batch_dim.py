@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from omenn_fx.algebra.form import Slot
 from omenn_fx.algebra.mass import Mass, Product
 from omenn_fx.algebra.rows import APART, INDEXED, LETTERS, PERMUTED, REPEATED, VIEW, Rows
 from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.analysis.parts import Part, joined, taken
 from omenn_fx.analysis.probe import rows_meet
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
@@ -64,7 +65,7 @@ class Whole:
         return total.reshape(1)
 
 
-Layouts = Mapping[fx.Node, Layout | Whole]
+Layouts = Mapping[fx.Node, Layout | Whole | Part]
 
 
 def layouts(tagged: Tagged) -> Layouts:
@@ -84,7 +85,7 @@ def layouts(tagged: Tagged) -> Layouts:
         raise InputError("the model fixes its batch, at the empty one of the example inputs: capture it at a sample")
     inputs = [v for n in tagged.captured.inputs if isinstance(v := value_of(n), torch.Tensor)]
     others = {symbol for v in inputs for size in v.shape[1:] for symbol in symbols(size)}  # tokens, say
-    found: dict[fx.Node, Layout] = {}
+    found: dict[fx.Node, Layout | Part] = {}
     for node in tagged.content:
         if not known(value_of(node).shape):  # x[mask]: which samples are left depends on data
             raise MixedBatchError(place_of(producer(node)[0]))
@@ -96,10 +97,15 @@ def layouts(tagged: Tagged) -> Layouts:
         call, _ = producer(node)
         rule = tagged.rules[call.target]
         slots = dict(slots_of(call, rule))
+        part = _apart(tagged, node, [found[slots[slot]] for slot in tagged.slots[node]], size)
+        if part is not None and (not isinstance(part, Part) or part.inner is not None):
+            found[node] = part
+            continue
+        count = size if part is None else part.count
         layout: Layout | None = None
         for slot in tagged.slots[node]:
-            at, before = found[slots[slot]], _hints(value_of(slots[slot]).shape)
-            following = _next(rule.rows, call, at, before, shape, symbolic, size)
+            at, before = _inner(found[slots[slot]]), _hints(value_of(slots[slot]).shape)
+            following = _next(rule.rows, call, at, before, shape, symbolic, count)
             # a gather of constant rows; rows times columns
             fixed = any(symbols(s) - others for s in value_of(slots[slot]).shape) and not any(symbolic)
             apart = following is None or (layout is not None and layout.dim != following.dim)
@@ -107,12 +113,40 @@ def layouts(tagged: Tagged) -> Layouts:
             if apart or fixed or _meet(tagged.rules, rule.rows, node, slot, at.dim, len(before)):
                 raise MixedBatchError(place_of(node))
             layout = layout or following
-        if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
+        if layout is None or layout.outer * layout.inner * count != shape[layout.dim]:
             raise MixedBatchError(place_of(node))
         if symbols(value_of(node).shape[layout.dim]) & others:
             raise CaptureError(_FOLDED, place_of(node), _ONE_ROW)
-        found[node] = layout
+        found[node] = layout if part is None else replace(part, inner=layout)
     return found
+
+
+def _apart(tagged: Tagged, node: fx.Node, operands: Sequence[Layout | Part], size: int) -> Layout | Part | None:
+    """What a value of a fixed batch is where rows are taken out of it, or were; None where nothing of that is so.
+
+    A part whose `inner` is None: its operands are the same rows, and it follows from them as from a whole batch.
+    """
+    parts = [at for at in operands if isinstance(at, Part)]
+    rows = tagged.rules[producer(node)[0].target].rows
+    if not parts:
+        at = operands[0]
+        free = tagged.captured.dynamic_batch or rows is not APART or len(producer(node)[0].all_input_nodes) != 1
+        if free or not isinstance(at, Layout) or (at.outer, at.inner) != (1, 1):
+            return None
+        cut = taken(node, at.dim, size)
+        return None if cut is None else Part(Whole() if cut[1] == 1 else Layout(at.dim), *cut, size)
+    if len(parts) == len(operands) and all(parts[0].same(other) for other in parts):
+        return Part(Whole() if parts[0].count == 1 else None, parts[0].start, parts[0].count, size)
+    put = joined(node, parts) if rows is APART and len(parts) == len(operands) else None
+    if put is None:
+        raise MixedBatchError(place_of(node))
+    dim, start, count = put
+    return Layout(dim) if count == size else Part(Layout(dim), start, count, size)
+
+
+def _inner(at: Layout | Part) -> Layout:
+    inner: Layout = at.inner if isinstance(at, Part) else at
+    return inner
 
 
 _FOLDED = "a size cannot stay free: the model folds it into the dimension of the batch, as nn.MultiheadAttention does"

@@ -26,7 +26,7 @@ from omenn_fx.capture.captured import Captured, capture
 from omenn_fx.capture.embedding_bags import take_bags_apart
 from omenn_fx.capture.fold_norms import fold_batch_norms
 from omenn_fx.capture.sizes import batch_size
-from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError
+from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError, OutputError
 
 log = logging.getLogger("omenn_fx")
 
@@ -84,10 +84,15 @@ def make_plan(
     """Capture a model at example inputs and give every node its role. What goes wrong is `Plan.error`, not raised."""
     plan = _filled(source, args, kwargs, request, request.dynamic_batch)
     one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
-    symbolic = plan.captured is not None and plan.captured.dynamic_batch
-    if not isinstance(plan.error, MixedBatchError) or not one or not symbolic:
+    if plan.captured is None or not plan.captured.dynamic_batch:
         return plan
-    return at_one(source, args, kwargs, request, plan.error)
+    if one and isinstance(plan.error, MixedBatchError):
+        return at_one(source, args, kwargs, request, plan.error)
+    # What a model sums up over its batch is of its one sample; a batch of this size may be taken apart row by row.
+    of_one = one and isinstance(plan.error, OutputError)
+    in_parts = isinstance(plan.error, MixedBatchError) and bool(plan.captured.conditions.texts)
+    fixed = _filled(source, args, kwargs, request, dynamic_batch=False) if of_one or in_parts else plan
+    return fixed if fixed.error is None else plan
 
 
 def at_one(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request, error: OmennError) -> Plan:

@@ -7,8 +7,9 @@ operator without a rule, pays for `run_decompositions`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,15 +20,18 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from omenn_fx.algebra.aliases import canonical
 from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.capture.conditions import Conditions, sizes_of
 from omenn_fx.capture.decompositions import decomposed
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.capture.nodes import place_of
+from omenn_fx.capture.single import conditions_of, rows_at_one, with_rows
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
 from omenn_fx.capture.torch_export import export, own_path, own_stack, require_eval
 from omenn_fx.compat import HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
 aten = torch.ops.aten
+log = logging.getLogger("omenn_fx")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Captured:
     dynamic_batch: bool
     widened: bool = False  # a float64 model whose casts to float32 were made float64
     mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
+    conditions: Conditions = field(default_factory=Conditions)  # of the free sizes, wherever this graph is the model
     shapes: tuple[tuple[str | int, ...], ...] = field(init=False)  # of each input, free sizes by name
 
     def __post_init__(self) -> None:
@@ -57,6 +62,16 @@ class Captured:
     @property
     def graph(self) -> fx.Graph:
         return self.module.graph
+
+    def is_model_at(self, leaves: Sequence[Any]) -> bool:
+        """Whether inputs have the captured sizes, and free ones at which this graph is the model."""
+        sizes = sizes_of(self.shapes, leaves)
+        return sizes is not None and self.conditions.broken(sizes) is None
+
+    def with_rows(self, rows: Sequence[list[int] | None] = ()) -> Captured:
+        """A batch of one, with the dimension of the batch in its outputs where the model leaves it out."""
+        known = rows or [None] * len(self.outputs)
+        return replace(self, outputs=with_rows(self.module, self.outputs, known))
 
 
 def capture(
@@ -73,12 +88,13 @@ def capture(
     `free` names sizes of the inputs that stay free beside the batch (`exporting.FREE_SIZES`).
     """
     if isinstance(source, ExportedProgram):
-        program, functional = source, False  # the user's own program is not edited
+        program, functional, comparisons = source, False, None  # the user's own program is not edited
     else:
         require_eval(source)
-        program = export(source, args, dict(kwargs), dynamic_batch and batched, free)
+        program, comparisons = export(source, args, dict(kwargs), dynamic_batch and batched, free)
         drop_inference_no_ops(program.graph)
         functional = functionalize(program.graph, program.graph_signature.user_inputs, rules)
+    original = program
     if not functional or _needs_decomposition(program, rules):
         table = torch.export.default_decompositions()
         for op in [op for op in table if op in rules]:
@@ -89,7 +105,15 @@ def capture(
         program = program if effects and functional else written
     captured = _flatten(program, batched)
     _require_one_dtype(captured, rules)
-    return captured
+    conditions = conditions_of(captured.graph, captured.inputs, (original, program), comparisons, rules)
+    captured = replace(captured, conditions=conditions)
+    leaves = pytree.tree_leaves((args, dict(kwargs)))
+    if isinstance(source, nn.Module) and captured.dynamic_batch and not captured.is_model_at(leaves):
+        log.info("captured at a fixed batch of one, where the model does something else than in a larger batch")
+        rows = rows_at_one(captured.outputs, captured.inputs)
+        alone = capture(source, args, kwargs, rules, False, batched, free)
+        return alone if captured.batch is None else alone.with_rows(rows)
+    return captured.with_rows() if captured.batch == 1 else captured
 
 
 def _require_one_dtype(captured: Captured, rules: RuleSet) -> None:

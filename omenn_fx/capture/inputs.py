@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.conditions import sizes_of
 from omenn_fx.capture.nodes import value_of
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import InputError
@@ -19,12 +20,15 @@ Tensor = torch.Tensor
 
 
 def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
-    """Whether inputs have the captured shapes, dtypes and devices; a free size is the same wherever it stands."""
+    """Whether what was captured is the model at these inputs.
+
+    They have the captured shapes, dtypes and devices; a free size is the same wherever it stands, and fulfils the
+    conditions.
+    """
     nodes = captured.inputs
     if len(nodes) != len(leaves):
         return False
     batch = batch_size(leaves)
-    free: dict[str, int] = {}
     for node, shape, leaf in zip(nodes, captured.shapes, leaves, strict=True):
         value = value_of(node)
         if isinstance(value, Tensor) != isinstance(leaf, Tensor):
@@ -35,11 +39,9 @@ def fits(captured: Captured, leaves: Sequence[Any]) -> bool:
             continue
         if leaf.dtype != value.dtype or leaf.device != value.device or leaf.ndim != value.ndim:
             return False
-        for d, (want, have) in enumerate(zip(shape, leaf.shape, strict=True)):
-            size = (free.setdefault(want, have) if d else batch) if isinstance(want, str) else want
-            if have != size:
-                return False
-    return True
+        if shape and isinstance(shape[0], str) and leaf.shape[0] != batch:
+            return False
+    return captured.is_model_at(leaves)
 
 
 def check_leaves(leaves: Sequence[Any]) -> None:
@@ -97,6 +99,10 @@ def mismatch(captured: Captured | None, leaves: Sequence[Any]) -> str:
                 parts.append(f"'{node.name}' is {have}, was {want}")
         elif leaf != value:
             parts.append(f"'{node.name}' is {leaf!r}, was {value!r}")
+    sizes = sizes_of(captured.shapes, leaves) if len(leaves) == len(captured.shapes) else None
+    broken = captured.conditions.broken(sizes) if sizes else None
+    if broken is not None:
+        parts.append(f"the model takes another branch of its code where {broken} does not hold")
     return "; ".join(parts) or "another structure of inputs"
 
 

@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
-from omenn_fx.compat import failure_of
+from omenn_fx.compat import Comparisons, failure_of, fake_mode_of
 from omenn_fx.errors import CaptureError, ModeError, Place
 
 log = logging.getLogger("omenn_fx")
@@ -60,15 +60,16 @@ def require_eval(model: nn.Module) -> None:
         )
 
 
-def wrapped(model: nn.Module) -> nn.Module:
+def wrapped(model: nn.Module, comparisons: Comparisons | None = None) -> nn.Module:
     """A model without the parts of its return value that torch.export has no type for: key-value caches, for one.
 
     The user's module is called, never changed. The inputs keep the names that its forward has; of the names that an
-    export gives, `own_path` and `own_stack` take the wrapper away.
+    export gives, `own_path` and `own_stack` take the wrapper away. `comparisons` gets those of the free sizes.
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return tensors_only(getattr(self, _WRAPPER)(*args, **kwargs))
+        with _watching(comparisons, (args, kwargs)):
+            return tensors_only(getattr(self, _WRAPPER)(*args, **kwargs))
 
     own = inspect.signature(model.forward)
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
@@ -81,6 +82,15 @@ def wrapped(model: nn.Module) -> nn.Module:
 
 
 _WRAPPER = "omenn_fx_model"
+
+
+def _watching(comparisons: Comparisons | None, inputs: Any) -> AbstractContextManager[None]:
+    """Takes note of what the model compares free sizes with, where it is exported with some."""
+    for leaf in pytree.tree_leaves(inputs):
+        for size in leaf.shape if isinstance(leaf, torch.Tensor) else ():
+            if comparisons is not None and is_symbolic(size) and fake_mode_of(leaf) is not None:
+                return comparisons.watch(fake_mode_of(leaf), size)
+    return nullcontext()
 
 
 def own_path(path: str) -> str:
@@ -127,14 +137,16 @@ def _known(value: Any) -> bool:
 
 def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str] = ()
-) -> ExportedProgram:
-    """Export a model as it is `wrapped`.
+) -> tuple[ExportedProgram, Comparisons]:
+    """Export a model as it is `wrapped`, and what its code compares free sizes with.
 
     Raises:
         CaptureError: the model cannot be captured, or fixes one of the sizes that are to stay free; names the line.
     """
     scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
-    return _export_at(model if scripted else wrapped(model), args, kwargs, dynamic, free)
+    comparisons = Comparisons()
+    program = _export_at(model if scripted else wrapped(model, comparisons), args, kwargs, dynamic, free)
+    return program, comparisons
 
 
 def _export_at(

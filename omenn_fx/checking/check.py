@@ -20,12 +20,12 @@ from omenn_fx.analysis.plan import Plan, Request, make_plan
 from omenn_fx.analysis.roles import Role, Tagged
 from omenn_fx.capture.nodes import place_of, producer, slots_of
 from omenn_fx.capture.sizes import batch_size
-from omenn_fx.capture.torch_export import Source, load_source, widened
+from omenn_fx.capture.torch_export import Source, load_source
 from omenn_fx.checking.check_report import CheckReport
 from omenn_fx.checking.findings import problems, reached, warnings
 from omenn_fx.checking.verdict import NodeVerdict, Verdict
 from omenn_fx.errors import InputError
-from omenn_fx.program import tried, tried_plan
+from omenn_fx.program import tried_plan
 
 
 @torch.no_grad()
@@ -72,18 +72,17 @@ def check(
 
 
 def _at_fixed_shapes(source: Any, args: Any, kwargs: Any, request: Request) -> Plan | None:
-    """The plan of a model captured at a fixed batch of two, which takes half the time of a free one; or None.
+    """The plan of one sample captured at a fixed batch of one, which takes half the time of a free one; or None.
 
-    `transform` captures a single sample so: at two, with the batch free, and where that mixes the samples, at one.
-    A batch of two takes the same branches of the user's code, and sound at two is sound at one or the other.
-    Anything else, an error above all, is left to the capture that `transform` makes.
+    `transform` captures it with the batch free where its graph is that of a larger batch, and so where it is not, or
+    where the samples of that would meet. The operators are these either way. Anything else, an error above all, is left
+    to the capture that `transform` makes.
     """
-    leaves, spec = pytree.tree_flatten((args, kwargs))
+    leaves = pytree.tree_leaves((args, kwargs))
     free = request.dynamic_batch and request.batched and not isinstance(source, ExportedProgram)
     if not free or batch_size(leaves) != 1:
         return None
-    args, kwargs = pytree.tree_unflatten([widened(leaf, 1) for leaf in leaves], spec)
-    plan = tried(make_plan(source, args, kwargs, replace(request, dynamic_batch=False)), args, kwargs)
+    plan = make_plan(source, args, kwargs, replace(request, dynamic_batch=False))
     return plan if plan.error is None else None
 
 
