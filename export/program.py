@@ -10,8 +10,8 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from omenn_fx.algebra.composites import kept
+from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.sizes import batch_symbol, fixed_sizes, free_dims
-from omenn_fx.capture.torch_export import quiet
 from omenn_fx.errors import ExportError
 from omenn_fx.export.passes.optimize import optimize, write_out
 from omenn_fx.program import Live

@@ -6,7 +6,10 @@ of omenn_fx; what is costly to import (`torch._dynamo`, captum, onnxscript) is i
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -117,11 +120,51 @@ def failure_of(error: Exception) -> Failure | None:
 # Compilation ---------------------------------------------------------------------------------------------------------
 
 
-def keep_out_of_compilation(owner: type, name: str) -> None:
-    """torch.compile leaves a method alone; said at first use, for torch.compiler.disable imports torch._dynamo."""
-    method = getattr(owner, name)
-    if not getattr(method, "_torchdynamo_disable", False):
-        setattr(owner, name, torch.compiler.disable(method))
+def keep_out_of_compilation(owner: type, *names: str, inside: bool = True) -> None:
+    """torch.compile leaves methods alone, and what they call if it is `inside`.
+
+    Said at first use, for torch.compiler.disable imports torch._dynamo.
+    """
+    for name in names:
+        method = getattr(owner, name)
+        if not getattr(method, "_torchdynamo_disable", False):
+            setattr(owner, name, torch.compiler.disable(method, recursive=inside))
+
+
+def undecorated(function: Any) -> Any:
+    """What torch.compile or torch.compiler.disable wrapped, any other function as it is: nothing public tells."""
+    return getattr(function, "_torchdynamo_orig_callable", function)
+
+
+# Captures in one of several threads ----------------------------------------------------------------------------------
+
+
+def module_methods() -> dict[str, Any]:
+    """The methods of `nn.Module` that a trace replaces, for all threads."""
+    return {name: getattr(torch.nn.Module, name) for name in ("__call__", "__getattr__")}
+
+
+@contextmanager
+def traced_by_this_thread_alone(before: dict[str, Any]) -> Iterator[None]:
+    """Inside of a trace: modules that other threads call go the way from `before` it, not through the tracer."""
+    thread, traced = threading.get_ident(), module_methods()
+
+    def divided(name: str) -> Any:
+        mine, others = traced[name], before[name]
+
+        @functools.wraps(others)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return (mine if threading.get_ident() == thread else others)(*args, **kwargs)
+
+        return method
+
+    try:
+        for name in traced:
+            setattr(torch.nn.Module, name, divided(name))
+        yield
+    finally:
+        for name, method in traced.items():
+            setattr(torch.nn.Module, name, method)
 
 
 # Others --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ operator without a rule, pays for `run_decompositions`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from omenn_fx.algebra.aliases import canonical
 from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
+from omenn_fx.capture.model_state import Keys
 from omenn_fx.capture.nodes import place_of
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
-from omenn_fx.capture.torch_export import export, own_path, own_stack, quiet, require_eval
+from omenn_fx.capture.torch_export import export, own_path, own_stack, require_eval
 from omenn_fx.compat import HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
@@ -42,6 +45,7 @@ class Captured:
     dynamic_batch: bool
     widened: bool = False  # a float64 model whose casts to float32 were made float64
     mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
+    written: frozenset[Keys] = frozenset()  # attributes of the model that are results of forward
     shapes: tuple[tuple[str | int, ...], ...] = field(init=False)  # of each input, free sizes by name
 
     def __post_init__(self) -> None:
@@ -71,11 +75,12 @@ def capture(
 
     `free` names sizes of the inputs that stay free beside the batch (`exporting.FREE_SIZES`).
     """
+    written: dict[Keys, Any] = {}
     if isinstance(source, ExportedProgram):
         program, functional = source, False  # the user's own program is not edited
     else:
         require_eval(source)
-        program = export(source, args, dict(kwargs), dynamic_batch and batched, free)
+        program, written = export(source, args, dict(kwargs), dynamic_batch and batched, free)
         drop_inference_no_ops(program.graph)
         functional = functionalize(program.graph, program.graph_signature.user_inputs, rules)
     if not functional or _needs_decomposition(program, rules):
@@ -89,7 +94,18 @@ def capture(
         program = program if effects and functional else decomposed
     captured = _flatten(program, batched)
     _require_one_dtype(captured, rules)
-    return captured
+    return replace(captured, written=_results(written, captured.module))
+
+
+def _results(written: Mapping[Keys, Any], module: nn.Module) -> frozenset[Keys]:
+    """The attributes that forward writes, without those whose values before it are read: they are its state."""
+    held = {t.data_ptr() for t in chain(module.parameters(), module.buffers()) if t.device.type != "meta"}
+    tensors = {path: value for path, value in written.items() if isinstance(value, torch.Tensor)}
+    state = {path for path, value in tensors.items() if path[-2:-1] in _TENSORS or value.data_ptr() in held}
+    return frozenset(written) - state
+
+
+_TENSORS = (("_parameters",), ("_buffers",))
 
 
 def _require_one_dtype(captured: Captured, rules: RuleSet) -> None:
