@@ -6,7 +6,6 @@ of omenn_fx; what is costly to import (`torch._dynamo`, captum, onnxscript) is i
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,7 +37,9 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "ShapeEnv.suppress_guards",
         "statically_known_true",
     ),
+    "torch.fx.experimental.proxy_tensor": ("_ModuleStackTracer.call_module", "_ModuleStackTracer.getattr"),
     "torch._decomp.decompositions": ("lstm_impl",),
+    "torch._dynamo.decorators": ("skip",),
     "torch._dynamo.exc": ("UserError", "UserErrorType.DYNAMIC_CONTROL_FLOW"),
     "captum._utils.common": ("_select_targets",),
 }
@@ -120,15 +121,21 @@ def failure_of(error: Exception) -> Failure | None:
 # Compilation ---------------------------------------------------------------------------------------------------------
 
 
-def keep_out_of_compilation(owner: type, *names: str, inside: bool = True) -> None:
-    """torch.compile leaves methods alone, and what they call if it is `inside`.
-
-    Said at first use, for torch.compiler.disable imports torch._dynamo.
-    """
+def keep_out_of_compilation(owner: type, *names: str) -> None:
+    """torch.compile leaves methods alone; said at first use, for torch.compiler.disable imports torch._dynamo."""
     for name in names:
         method = getattr(owner, name)
         if not getattr(method, "_torchdynamo_disable", False):
-            setattr(owner, name, torch.compiler.disable(method, recursive=inside))
+            setattr(owner, name, torch.compiler.disable(method))
+
+
+def compile_inside(owner: type, name: str) -> None:
+    """torch.compile starts behind a method, at what that calls; the public way to say so fails during an export."""
+    from torch._dynamo.decorators import skip
+
+    method = getattr(owner, name)
+    if not getattr(method, "_torchdynamo_disable", False):
+        setattr(owner, name, skip(method))
 
 
 def undecorated(function: Any) -> Any:
@@ -139,32 +146,29 @@ def undecorated(function: Any) -> Any:
 # Captures in one of several threads ----------------------------------------------------------------------------------
 
 
-def module_methods() -> dict[str, Any]:
-    """The methods of `nn.Module` that a trace replaces, for all threads."""
-    return {name: getattr(torch.nn.Module, name) for name in ("__call__", "__getattr__")}
-
-
 @contextmanager
-def traced_by_this_thread_alone(before: dict[str, Any]) -> Iterator[None]:
-    """Inside of a trace: modules that other threads call go the way from `before` it, not through the tracer."""
-    thread, traced = threading.get_ident(), module_methods()
+def traced_by_this_thread_alone() -> Iterator[None]:
+    """A trace replaces `nn.Module.__call__` for all threads: what the others call is kept from its tracer.
 
-    def divided(name: str) -> Any:
-        mine, others = traced[name], before[name]
+    Without this a module that another thread runs may end up in the tracer's stack of modules.
+    """
+    from torch.fx.experimental.proxy_tensor import _ModuleStackTracer as Tracer
 
-        @functools.wraps(others)
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return (mine if threading.get_ident() == thread else others)(*args, **kwargs)
+    thread, call, get = threading.get_ident(), Tracer.call_module, Tracer.getattr
 
-        return method
+    def call_module(self: Any, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        mine = threading.get_ident() == thread
+        return call(self, m, forward, args, kwargs) if mine else forward(*args, **kwargs)
 
+    def getattr_of(self: Any, attr: str, value: Any, cache: Any) -> Any:
+        return get(self, attr, value, cache) if threading.get_ident() == thread else value
+
+    patched: Any = Tracer
     try:
-        for name in traced:
-            setattr(torch.nn.Module, name, divided(name))
+        patched.call_module, patched.getattr = call_module, getattr_of
         yield
     finally:
-        for name, method in traced.items():
-            setattr(torch.nn.Module, name, method)
+        patched.call_module, patched.getattr = call, get
 
 
 # Others --------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,10 +26,11 @@ from omenn_fx.capture.inputs import (
     check_rank,
     flatten_inputs,
 )
+from omenn_fx.capture.isolate import deep_copied
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
-from omenn_fx.compat import keep_out_of_compilation
+from omenn_fx.compat import compile_inside, keep_out_of_compilation
 from omenn_fx.errors import OmennError
 from omenn_fx.explanation import Explanation
 from omenn_fx.graph.affine_map import AffineMap, Recorder, affine_map
@@ -101,7 +101,7 @@ class Explainer(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Explainer:
         """An explainer, unpickled ones too, whose captures are never part of a compiled graph."""
         keep_out_of_compilation(Explainer, "_captured_for", "_follow")
-        keep_out_of_compilation(Explainer, "__call__", inside=False)
+        compile_inside(Explainer, "__call__")
         return super().__new__(cls)
 
     def __init__(self, model: Source, request: Request, programs: Programs | None = None):
@@ -239,7 +239,7 @@ class Explainer(nn.Module):
         """An explainer of a copy of the model in another dtype. Raises OmennError for an exported program."""
         if self.model is None:
             raise OmennError("an exported program keeps its dtype; transform the model itself to compare with float64")
-        return Explainer(copy.deepcopy(self.model).to(device=device, dtype=dtype), self.request)
+        return Explainer(deep_copied(self.model).to(device=device, dtype=dtype), self.request)
 
     @torch.no_grad()
     def reference(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -18,7 +18,7 @@ from omenn_fx.analysis.batch_dim import mixed
 from omenn_fx.analysis.plan import Request, make_plan
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.captured import Captured
-from omenn_fx.capture.inputs import flatten_inputs
+from omenn_fx.capture.inputs import check_autocast, flatten_inputs
 from omenn_fx.capture.nodes import place_of, producer
 from omenn_fx.errors import MixedBatchError
 from omenn_fx.explanation import Explanation, assembled
@@ -65,7 +65,9 @@ class Runnable:
 
         Raises:
             TargetError: out of range or of the wrong shape.
+            OmennError: inside of torch.autocast.
         """
+        check_autocast(leaves)
         outputs, residuals = self.halves.forward(*leaves)
         outputs = outputs if self.batched else outputs[None]
         resolved = resolve(target, outputs)

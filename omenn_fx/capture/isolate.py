@@ -7,6 +7,7 @@ what hooks and forward write during a capture goes with the copy.
 
 from __future__ import annotations
 
+import copy
 import dis
 import enum
 import functools
@@ -23,7 +24,7 @@ from torch import nn
 
 from omenn_fx.compat import undecorated
 
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Tensor, type)
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
 _OURS = ("torch", "numpy", "builtins", "omenn_fx")  # objects of these are shared
 _SIZE = 100_000  # of a container: what is larger is data, and shared
 
@@ -37,6 +38,15 @@ def isolated(model: nn.Module) -> nn.Module:
     return copied
 
 
+def deep_copied(model: nn.Module) -> nn.Module:
+    """A copy of a model with tensors of its own; what forward left in attributes is copied without its history."""
+    try:
+        copied: nn.Module = _Copier(lambda t: copy.deepcopy(t) if t.is_leaf else t.detach().clone()).copy(model)
+    except (_CannotBeCopied, RecursionError):
+        return copy.deepcopy(model)
+    return copied
+
+
 class _CannotBeCopied(Exception):
     pass
 
@@ -44,7 +54,8 @@ class _CannotBeCopied(Exception):
 class _Copier:
     """Copies what can be written to, and rebuilds what refers to it: methods, closures, partials."""
 
-    def __init__(self) -> None:
+    def __init__(self, tensor: Callable[[torch.Tensor], torch.Tensor] = lambda t: t) -> None:
+        self.tensor = tensor
         self.memo: dict[int, Any] = {}
         self.alive: list[Any] = []  # an id is of one object only as long as that lives
 
@@ -149,6 +160,7 @@ class _Copier:
 
 
 _COPIERS: tuple[tuple[Any, Callable[[_Copier, Any], Any]], ...] = (
+    (torch.Tensor, lambda copier, value: copier.tensor(value)),
     (nn.Module, _Copier.module),
     ((list, deque), _Copier.sequence),
     (dict, _Copier.mapping),
@@ -191,5 +203,7 @@ def _is_state(function: types.FunctionType, name: str) -> bool:
     value = space[name]
     if inspect.isfunction(value):
         return value.__globals__ is space and value is not function
+    if isinstance(value, (nn.Module, types.MethodType, functools.partial)):
+        return True
     own = is_own_object(value) and type(value).__module__ == space.get("__name__")
     return own or type(value) in (list, dict, set, deque, defaultdict, OrderedDict)

@@ -11,7 +11,6 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from operator import call
 from typing import Any
 
 import torch
@@ -122,7 +121,7 @@ class _Snapshot:
             list(map(id, values)) == self.ids
             and list(map(type, values)) == self.kinds
             and type(model) is self.kind
-            and None not in map(call, self.alive)  # an id is of one object only as long as that lives
+            and not any(alive() is None for alive in self.alive)  # an id is of one object as long as that lives
             and all(kind.forward is forward for kind, forward in self.forwards)
             and self._memory(values) == self.memory
         )

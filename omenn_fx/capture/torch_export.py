@@ -23,7 +23,7 @@ from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.isolate import isolated
 from omenn_fx.capture.model_state import Keys, Walk
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
-from omenn_fx.compat import failure_of, module_methods, traced_by_this_thread_alone
+from omenn_fx.compat import failure_of, traced_by_this_thread_alone
 from omenn_fx.errors import CaptureError, ModeError, Place
 
 log = logging.getLogger("omenn_fx")
@@ -65,12 +65,11 @@ def wrapped(model: nn.Module) -> nn.Module:
     The user's module is not touched (`isolated`); what forward wrote to the copy is in `written`. The inputs keep the
     names that its forward has; of the names that an export gives, `own_path` and `own_stack` take the wrapper away.
     """
-    copied, methods, written = isolated(model), module_methods(), dict[Keys, Any]()
+    copied, written = isolated(model), dict[Keys, Any]()
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = Walk(copied)
-        with traced_by_this_thread_alone(methods):
-            result = getattr(self, _WRAPPER)(*args, **kwargs)
+        result = getattr(self, _WRAPPER)(*args, **kwargs)
         written.update(before.changed_in(copied))
         return tensors_only(result)
 
@@ -161,7 +160,7 @@ def _traced(
 ) -> tuple[ExportedProgram, dict[Keys, Any]]:
     """One capture, of a copy of its own: what the trace before wrote is not there any more."""
     scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), traced_by_this_thread_alone():
         module: Any = model if scripted else wrapped(model)
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     return program, {} if scripted else module.written
