@@ -6,7 +6,10 @@ of omenn_fx; what is costly to import (`torch._dynamo`, captum, onnxscript) is i
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -121,8 +124,16 @@ def failure_of(error: Exception) -> Failure | None:
 # Compilation ---------------------------------------------------------------------------------------------------------
 
 
+def import_sympy() -> None:
+    """What torch imports when it first compiles or exports; without the filter of warnings that it leaves."""
+    if "sympy" not in sys.modules:
+        with warnings.catch_warnings():
+            importlib.import_module("sympy")
+
+
 def keep_out_of_compilation(owner: type, *names: str) -> None:
     """torch.compile leaves methods alone; said at first use, for torch.compiler.disable imports torch._dynamo."""
+    import_sympy()
     for name in names:
         method = getattr(owner, name)
         if not getattr(method, "_torchdynamo_disable", False):

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from omenn_fx.compat import import_sympy
+
 _LOGGERS = ("torch.fx", "torch.export", "torch._export", "torch._dynamo")
 _lock = threading.RLock()
 
@@ -33,6 +35,7 @@ os.register_at_fork(after_in_child=_renew)
 def exclusive() -> Iterator[None]:
     """No other thread captures until this ends; a thread may enter it again."""
     with _lock:
+        import_sympy()
         yield
 
 
