@@ -34,8 +34,8 @@ def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mappi
     if path.suffix != ".pt2":
         raise ExportError(f"'{path}': the name of a saved explainer ends in .pt2, as torch.export wants it")
     program = to_program(explainer, *args, **kwargs)
-    captured = explainer.ready
-    tensors = [isinstance(v, Tensor) for v in explainer.program_for(args, dict(kwargs))[1]]
+    captured, leaves = explainer.program_for(args, dict(kwargs))  # another thread may have used another one last
+    tensors = [isinstance(v, Tensor) for v in leaves]
     notes: dict[str, Any] = {
         "version": __version__,
         "rules": explainer.request.rules.name,

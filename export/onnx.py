@@ -19,8 +19,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
+from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.sizes import FREE_SIZES, hint
-from omenn_fx.capture.torch_export import quiet
 from omenn_fx.compat import FakeTensor
 from omenn_fx.errors import ExportError, OmennError
 from omenn_fx.export.deployed import Deployed, TargetMode

@@ -10,8 +10,9 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from omenn_fx.algebra.composites import kept
+from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.sizes import batch_symbol, fixed_sizes, free_dims
-from omenn_fx.capture.torch_export import quiet
+from omenn_fx.compat import traced_by_this_thread_alone
 from omenn_fx.errors import ExportError
 from omenn_fx.export.passes.optimize import optimize, write_out
 from omenn_fx.program import Live
@@ -75,7 +76,7 @@ def export_at(
         dims += free_dims(t, free)
         if dims:
             shapes[t] = dict.fromkeys(dims, Dim.AUTO)
-    with quiet(), torch.no_grad(), kept():
+    with quiet(), torch.no_grad(), traced_by_this_thread_alone(), kept():
         return torch.export.export(module, tuple(example), dynamic_shapes=shapes, strict=False)
 
 

@@ -6,8 +6,11 @@ of omenn_fx; what is costly to import (`torch._dynamo`, captum, onnxscript) is i
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
@@ -32,7 +35,11 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "UnsupportedFakeTensorException",
         "UnsupportedOperatorException",
     ),
-    "torch.fx.experimental.proxy_tensor": ("make_fx",),
+    "torch.fx.experimental.proxy_tensor": (
+        "_ModuleStackTracer.call_module",
+        "_ModuleStackTracer.getattr",
+        "make_fx",
+    ),
     "torch.fx.experimental.sym_node": ("SymNode.expr", "SymNode.hint", "SymNode.maybe_as_int"),
     "torch.fx.experimental.symbolic_shapes": (
         "GuardOnDataDependentSymNode",
@@ -43,6 +50,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "statically_known_true",
     ),
     "torch._decomp.decompositions": ("lstm_impl",),
+    "torch._dynamo.decorators": ("skip",),
     "torch._dynamo.exc": ("UserError", "UserErrorType.DYNAMIC_CONTROL_FLOW"),
     "captum._utils.common": ("_select_targets",),
 }
@@ -220,11 +228,62 @@ def failure_of(error: Exception) -> Failure | None:
 # Compilation ---------------------------------------------------------------------------------------------------------
 
 
-def keep_out_of_compilation(owner: type, name: str) -> None:
-    """torch.compile leaves a method alone; said at first use, for torch.compiler.disable imports torch._dynamo."""
+def import_sympy() -> None:
+    """What torch imports when it first compiles or exports; without the filter of warnings that it leaves."""
+    if "sympy" not in sys.modules:
+        with warnings.catch_warnings():
+            importlib.import_module("sympy")
+
+
+def keep_out_of_compilation(owner: type, *names: str) -> None:
+    """torch.compile leaves methods alone; said at first use, for torch.compiler.disable imports torch._dynamo."""
+    import_sympy()
+    for name in names:
+        method = getattr(owner, name)
+        if not getattr(method, "_torchdynamo_disable", False):
+            setattr(owner, name, torch.compiler.disable(method))
+
+
+def compile_inside(owner: type, name: str) -> None:
+    """torch.compile starts behind a method, at what that calls; the public way to say so fails during an export."""
+    from torch._dynamo.decorators import skip
+
     method = getattr(owner, name)
     if not getattr(method, "_torchdynamo_disable", False):
-        setattr(owner, name, torch.compiler.disable(method))
+        setattr(owner, name, skip(method))
+
+
+def undecorated(function: Any) -> Any:
+    """What torch.compile or torch.compiler.disable wrapped, any other function as it is: nothing public tells."""
+    return getattr(function, "_torchdynamo_orig_callable", function)
+
+
+# Captures in one of several threads ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def traced_by_this_thread_alone() -> Iterator[None]:
+    """A trace replaces `nn.Module.__call__` for all threads: what the others call is kept from its tracer.
+
+    Without this a module that another thread runs may end up in the tracer's stack of modules.
+    """
+    from torch.fx.experimental.proxy_tensor import _ModuleStackTracer as Tracer
+
+    thread, call, get = threading.get_ident(), Tracer.call_module, Tracer.getattr
+
+    def call_module(self: Any, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        mine = threading.get_ident() == thread
+        return call(self, m, forward, args, kwargs) if mine else forward(*args, **kwargs)
+
+    def getattr_of(self: Any, attr: str, value: Any, cache: Any) -> Any:
+        return get(self, attr, value, cache) if threading.get_ident() == thread else value
+
+    patched: Any = Tracer
+    try:
+        patched.call_module, patched.getattr = call_module, getattr_of
+        yield
+    finally:
+        patched.call_module, patched.getattr = call, get
 
 
 # Others --------------------------------------------------------------------------------------------------------------

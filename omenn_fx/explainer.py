@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,24 +18,25 @@ from omenn_fx.analysis.endpoints import Explain, Output
 from omenn_fx.analysis.plan import Request
 from omenn_fx.analysis.roles import Decision
 from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.exclusive import exclusive
 from omenn_fx.capture.inputs import (
+    check_autocast,
     check_finite,
     check_leaves,
     check_rank,
-    check_signature,
-    fits,
     flatten_inputs,
-    mismatch,
 )
+from omenn_fx.capture.isolate import deep_copied
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
 from omenn_fx.checking.complete import require_sum
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
-from omenn_fx.compat import keep_out_of_compilation
-from omenn_fx.errors import InputError, OmennError
+from omenn_fx.compat import compile_inside, keep_out_of_compilation
+from omenn_fx.errors import OmennError
 from omenn_fx.explanation import Explanation
 from omenn_fx.graph.affine_map import AffineMap, Recorder, affine_map
-from omenn_fx.program import NodeInfo, Program, make_program
+from omenn_fx.program import NodeInfo, Program
+from omenn_fx.programs import Programs
 from omenn_fx.target import Target
 
 if TYPE_CHECKING:
@@ -102,10 +102,11 @@ class Explainer(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Explainer:
         """An explainer, unpickled ones too, whose captures are never part of a compiled graph."""
-        keep_out_of_compilation(Explainer, "prepare")
+        keep_out_of_compilation(Explainer, "_captured_for", "_follow")
+        compile_inside(Explainer, "__call__")
         return super().__new__(cls)
 
-    def __init__(self, model: Source, request: Request):
+    def __init__(self, model: Source, request: Request, programs: Programs | None = None):
         super().__init__()
         source = load_source(model)
         self.model = source if isinstance(source, nn.Module) else None
@@ -113,8 +114,7 @@ class Explainer(nn.Module):
         if self.model is not None:
             require_eval(self.model)
         self.request = request
-        self._programs: list[Program] = []
-        self._current: Program | None = None
+        self._programs = Programs() if programs is None else programs
         self.training = False
 
     @property
@@ -138,37 +138,30 @@ class Explainer(nn.Module):
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
         leaves = pytree.tree_leaves((args, kwargs))
         check_leaves(leaves)
-        if self.model is not None:
-            require_eval(self.model)
-            check_signature(self.model, args, kwargs)
-        elif self._programs:
-            raise InputError(
-                f"these inputs do not fit the exported program: {mismatch(self._captured, leaves)}; it cannot be "
-                "captured anew, transform the model itself"
-            )
-        with torch.inference_mode(False), torch.no_grad():
-            program = make_program(self._source, args, kwargs, self.request)
-        if self._current is not None:
-            log.warning("captured anew for new inputs: %s", mismatch(self._captured, leaves))
-        self._programs.append(program)
-        self._current = program
+        self._programs.capture(self._source, args, kwargs, leaves, self.request)
         return self
+
+    def _captured_for(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Program:
+        with exclusive():  # once, however many threads ask for it
+            found = self._programs.find(leaves) or self.prepare(*args, **kwargs)._programs.find(leaves) or self._current
+        assert found is not None
+        return found
 
     def program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """What was captured for inputs like these (captured now where nothing fits), and their leaves in its order."""
+        self._follow()
+        return self._program_for(args, kwargs)
+
+    def _follow(self) -> bool:
+        return self.model is not None and self._programs.follow(self.model)
+
+    def _program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         leaves = pytree.tree_leaves((args, kwargs))
-        program = self._current
-        if program is None or not fits(program.captured, leaves):
-            for candidate in self._programs:
-                if fits(candidate.captured, leaves):
-                    program = self._current = candidate
-                    break
-            else:
-                check_leaves(leaves)
-                check_rank(self._captured, leaves)
-                self.prepare(*args, **kwargs)
-                program = self._current
-                assert program is not None
+        check_autocast(leaves)
+        program = self._programs.find(leaves, tick=not torch.compiler.is_dynamo_compiling())
+        if program is None:
+            check_rank(self._captured, leaves)
+            program = self._captured_for(args, kwargs, leaves)
         return program, flatten_inputs(program.captured, args, kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Explainer:
@@ -177,7 +170,6 @@ class Explainer(nn.Module):
             raise OmennError("an exported program keeps its dtype and device; transform the model itself to move it")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._programs.clear()
-        self._current = None
         return self
 
     def train(self, mode: bool = True) -> Explainer:
@@ -186,7 +178,13 @@ class Explainer(nn.Module):
 
     # Explaining ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Explanation:
+        """As `forward`. Whether the model has changed is asked here, where torch.compile does not compile it away."""
+        if self._follow():
+            self._captured_for(args, kwargs, pytree.tree_leaves((args, kwargs)))
+        explanation: Explanation = super().__call__(*args, target=target, **kwargs)
+        return explanation
+
     def forward(self, *args: Any, target: Target = None, **kwargs: Any) -> Explanation:
         """Explain one output value per row, or several at once.
 
@@ -205,11 +203,12 @@ class Explainer(nn.Module):
         Warns:
             IncompleteWarning: sum(C) is not the explained value; names the node that `validate` would name first.
         """
-        program, leaves = self.program_for(args, kwargs)
-        if torch.compiler.is_compiling():
-            return program.runnable.explain(leaves, target)
-        check_finite(program.captured, leaves)
-        return require_sum(program.runnable.explain(leaves, target), program, leaves, self.request.policy)
+        with torch.no_grad():  # as a decorator it would be what torch.compile starts from, not `__call__`
+            program, leaves = self._program_for(args, kwargs)
+            if torch.compiler.is_dynamo_compiling():
+                return program.runnable.explain(leaves, target)
+            check_finite(program.captured, leaves)
+            return require_sum(program.runnable.explain(leaves, target), program, leaves, self.request.policy)
 
     def validate(
         self,
@@ -246,7 +245,7 @@ class Explainer(nn.Module):
         """An explainer of a copy of the model in another dtype. Raises OmennError for an exported program."""
         if self.model is None:
             raise OmennError("an exported program keeps its dtype; transform the model itself to compare with float64")
-        return Explainer(copy.deepcopy(self.model).to(device=device, dtype=dtype), self.request)
+        return Explainer(deep_copied(self.model).to(device=device, dtype=dtype), self.request)
 
     @torch.no_grad()
     def reference(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -331,16 +330,21 @@ class Explainer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What was captured stays behind: a worker process captures for itself at its first call."""
-        return self.__dict__ | {"_programs": [], "_current": None}
+        return self.__dict__ | {"_programs": Programs()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Explainers that earlier versions pickled keep the bias policy beside the request."""
         bias = state.pop("bias", None)
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        state.pop("_current", None)
+        super().__setstate__(state | {"_programs": Programs()})  # type: ignore[no-untyped-call]
         if bias is not None:
             self.request = replace(self.request, bias=bias)
 
     # Looking inside -----------------------------------------------------------------------------------------------
+
+    @property
+    def _current(self) -> Program | None:
+        return self._programs.current
 
     @property
     def _captured(self) -> Captured | None:

@@ -22,7 +22,8 @@ from omenn_fx.analysis.plan import Plan, Request, at_one, make_plan
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.analysis.silent import silent, without_part
 from omenn_fx.capture.captured import Captured
-from omenn_fx.capture.inputs import flatten_inputs
+from omenn_fx.capture.exclusive import exclusive
+from omenn_fx.capture.inputs import check_autocast, flatten_inputs
 from omenn_fx.capture.nodes import place_of, producer, value_of
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import MixedBatchError
@@ -72,7 +73,9 @@ class Runnable:
 
         Raises:
             TargetError: out of range or of the wrong shape.
+            OmennError: inside of torch.autocast.
         """
+        check_autocast(leaves)
         outputs, residuals = self.halves.forward(*leaves)
         outputs = outputs if self.batched else outputs[None]
         resolved = resolve(target, outputs)
@@ -151,12 +154,13 @@ def tried_plan(
     source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
 ) -> Plan:
     """The plan of a capture; whether its samples meet is tried on values, too."""
-    plan = tried(make_plan(source, args, kwargs, request), args, kwargs)
-    one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
-    free = plan.captured is not None and plan.captured.dynamic_batch
-    if isinstance(plan.error, MixedBatchError) and one and free:
-        return at_one(source, args, kwargs, request, plan.error)
-    return plan
+    with exclusive():
+        plan = tried(make_plan(source, args, kwargs, request), args, kwargs)
+        one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
+        free = plan.captured is not None and plan.captured.dynamic_batch
+        if isinstance(plan.error, MixedBatchError) and one and free:
+            return at_one(source, args, kwargs, request, plan.error)
+        return plan
 
 
 def tried(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:

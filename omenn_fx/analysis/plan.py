@@ -24,7 +24,9 @@ from omenn_fx.analysis.reference import with_reference
 from omenn_fx.analysis.roles import Tagged, tag
 from omenn_fx.capture.captured import Captured, capture
 from omenn_fx.capture.embedding_bags import take_bags_apart
+from omenn_fx.capture.exclusive import exclusive
 from omenn_fx.capture.fold_norms import fold_batch_norms
+from omenn_fx.capture.inputs import check_autocast
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError, OutputError
 
@@ -82,6 +84,11 @@ def make_plan(
     source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
 ) -> Plan:
     """Capture a model at example inputs and give every node its role. What goes wrong is `Plan.error`, not raised."""
+    with exclusive():
+        return _plan(source, args, kwargs, request)
+
+
+def _plan(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request) -> Plan:
     plan = _filled(source, args, kwargs, request, request.dynamic_batch)
     one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
     if plan.captured is None or not plan.captured.dynamic_batch:
@@ -106,6 +113,7 @@ def _filled(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request:
     """A plan, as far as it comes."""
     captured = tagged = None
     try:
+        check_autocast(pytree.tree_leaves((args, kwargs)))
         captured = _capture(source, args, kwargs, request, dynamic_batch)
         tagged = _tag(captured, request)
         tagged.require_rules()

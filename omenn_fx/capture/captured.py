@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.conditions import Conditions, sizes_of
 from omenn_fx.capture.decompositions import decomposed
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
+from omenn_fx.capture.model_state import Keys
 from omenn_fx.capture.nodes import place_of
 from omenn_fx.capture.single import conditions_of, rows_at_one, with_rows
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
@@ -48,6 +50,7 @@ class Captured:
     widened: bool = False  # a float64 model whose casts to float32 were made float64
     mutated: tuple[str, ...] = ()  # parameters and buffers that forward writes to
     conditions: Conditions = field(default_factory=Conditions)  # of the free sizes, wherever this graph is the model
+    written: frozenset[Keys] = frozenset()  # attributes of the model that are results of forward
     shapes: tuple[tuple[str | int, ...], ...] = field(init=False)  # of each input, free sizes by name
 
     def __post_init__(self) -> None:
@@ -87,11 +90,13 @@ def capture(
 
     `free` names sizes of the inputs that stay free beside the batch (`exporting.FREE_SIZES`).
     """
+    changed: dict[Keys, Any] = {}
     if isinstance(source, ExportedProgram):
         program, functional, comparisons = source, False, None  # the user's own program is not edited
     else:
         require_eval(source)
-        program, comparisons = export(source, args, dict(kwargs), dynamic_batch and batched, free)
+        traced = export(source, args, dict(kwargs), dynamic_batch and batched, free)
+        program, changed, comparisons = traced.program, traced.written, traced.comparisons
         drop_inference_no_ops(program.graph)
         functional = functionalize(program.graph, program.graph_signature.user_inputs, rules)
     original = program
@@ -106,7 +111,7 @@ def capture(
     captured = _flatten(program, batched)
     _require_one_dtype(captured, rules)
     conditions = conditions_of(captured.graph, captured.inputs, (original, program), comparisons, rules)
-    captured = replace(captured, conditions=conditions)
+    captured = replace(captured, conditions=conditions, written=_results(changed, captured.module))
     leaves = pytree.tree_leaves((args, dict(kwargs)))
     if isinstance(source, nn.Module) and captured.dynamic_batch and not captured.is_model_at(leaves):
         log.info("captured at a fixed batch of one, where the model does something else than in a larger batch")
@@ -114,6 +119,17 @@ def capture(
         alone = capture(source, args, kwargs, rules, False, batched, free)
         return alone if captured.batch is None else alone.with_rows(rows)
     return captured.with_rows() if captured.batch == 1 else captured
+
+
+def _results(written: Mapping[Keys, Any], module: nn.Module) -> frozenset[Keys]:
+    """The attributes that forward writes, without those whose values before it are read: they are its state."""
+    held = {t.data_ptr() for t in chain(module.parameters(), module.buffers()) if t.device.type != "meta"}
+    tensors = {path: value for path, value in written.items() if isinstance(value, torch.Tensor)}
+    state = {path for path, value in tensors.items() if path[-2:-1] in _TENSORS or value.data_ptr() in held}
+    return frozenset(written) - state
+
+
+_TENSORS = (("_parameters",), ("_buffers",))
 
 
 def _require_one_dtype(captured: Captured, rules: RuleSet) -> None:

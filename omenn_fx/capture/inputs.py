@@ -14,7 +14,7 @@ from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.conditions import sizes_of
 from omenn_fx.capture.nodes import value_of
 from omenn_fx.capture.sizes import batch_size
-from omenn_fx.errors import InputError
+from omenn_fx.errors import InputError, OmennError
 
 Tensor = torch.Tensor
 
@@ -51,6 +51,19 @@ def check_leaves(leaves: Sequence[Any]) -> None:
             raise InputError(f"an input is a {type(leaf).__name__}, not a torch.Tensor; convert it first")
     if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
         raise InputError("no input is a tensor with a batch dimension: give tensors of shape [N, ...]")
+
+
+def check_autocast(leaves: Sequence[Any]) -> None:
+    """Raise OmennError inside of torch.autocast, which gives operators other dtypes than a graph records."""
+    kinds = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)} | {"cpu"}
+    for kind in sorted(kinds):
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            raise OmennError(
+                f"torch.autocast is on for '{kind}': it changes the dtypes of operators while they run, so that an "
+                "explanation is of no one dtype",
+                fix=f"leave the autocast region for this call: with torch.autocast('{kind}', enabled=False): ..., and "
+                "for an explanation in a lower precision convert the model itself (model.bfloat16())",
+            )
 
 
 def check_signature(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

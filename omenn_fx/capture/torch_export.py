@@ -6,14 +6,12 @@ Everything that can go wrong in the user's code goes wrong here, so here it beco
 from __future__ import annotations
 
 import inspect
-import io
 import logging
 import re
-import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,11 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
+from omenn_fx.capture.exclusive import quiet
+from omenn_fx.capture.isolate import isolated
+from omenn_fx.capture.model_state import Keys, Walk
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
-from omenn_fx.compat import Comparisons, failure_of, fake_mode_of
+from omenn_fx.compat import Comparisons, failure_of, fake_mode_of, traced_by_this_thread_alone
 from omenn_fx.errors import CaptureError, ModeError, Place
 
 log = logging.getLogger("omenn_fx")
@@ -61,22 +62,27 @@ def require_eval(model: nn.Module) -> None:
 
 
 def wrapped(model: nn.Module, comparisons: Comparisons | None = None) -> nn.Module:
-    """A model without the parts of its return value that torch.export has no type for: key-value caches, for one.
+    """A copy of a model without the parts of its return value that torch.export has no type for: key-value caches.
 
-    The user's module is called, never changed. The inputs keep the names that its forward has; of the names that an
-    export gives, `own_path` and `own_stack` take the wrapper away. `comparisons` gets those of the free sizes.
+    The user's module is not touched (`isolated`); what forward wrote to the copy is in `written`. The inputs keep the
+    names that its forward has; of the names that an export gives, `own_path` and `own_stack` take the wrapper away.
+    `comparisons` gets those of the free sizes.
     """
+    copied, written = isolated(model), dict[Keys, Any]()
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = Walk(copied)
         with _watching(comparisons, (args, kwargs)):
-            return tensors_only(getattr(self, _WRAPPER)(*args, **kwargs))
+            result = getattr(self, _WRAPPER)(*args, **kwargs)
+        written.update(before.changed_in(copied))
+        return tensors_only(result)
 
     own = inspect.signature(model.forward)
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     forward.__signature__ = own.replace(parameters=[this, *own.parameters.values()])  # type: ignore[attr-defined]
     # On the class: torch.export follows a module that has two names from the module that it traces.
-    wrapper = type("TensorsOnly", (nn.Module,), {"forward": forward})()
-    wrapper.add_module(_WRAPPER, model)
+    wrapper = type("TensorsOnly", (nn.Module,), {"forward": forward, "written": written})()
+    wrapper.add_module(_WRAPPER, copied)
     wrapper.training = False
     return wrapper
 
@@ -135,46 +141,60 @@ def _known(value: Any) -> bool:
     return all(isinstance(leaf, _KNOWN) for leaf in pytree.tree_leaves(value))
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A model as torch.export sees it.
+
+    Attributes:
+        written: what forward writes to the model, path -> value before.
+        comparisons: what its code compares free sizes with.
+    """
+
+    program: ExportedProgram
+    written: dict[Keys, Any]
+    comparisons: Comparisons
+
+
 def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str] = ()
-) -> tuple[ExportedProgram, Comparisons]:
-    """Export a model as it is `wrapped`, and what its code compares free sizes with.
+) -> Exported:
+    """Export a model as it is `wrapped`.
 
     Raises:
         CaptureError: the model cannot be captured, or fixes one of the sizes that are to stay free; names the line.
     """
-    scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
-    comparisons = Comparisons()
-    program = _export_at(model if scripted else wrapped(model, comparisons), args, kwargs, dynamic, free)
-    return program, comparisons
-
-
-def _export_at(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str]
-) -> ExportedProgram:
     reason = ""
     if dynamic or free:
-        program, reason = _export_dynamic(model, args, kwargs, dynamic, free)
-        if program is not None:
-            return program
+        exported, reason = _export_dynamic(model, args, kwargs, dynamic, free)
+        if exported is not None:
+            return exported
     if dynamic and free:  # the batch does not stay free: the others may
-        program = _export_at(model, args, kwargs, False, free)
+        exported = export(model, args, kwargs, False, free)
     else:
         try:
-            with quiet(), torch.no_grad():
-                program = torch.export.export(model, args, kwargs, strict=False)
+            exported = _traced(model, args, kwargs)
         except Exception as error:
             raise _explain(error) from error
         if free:
             raise CaptureError(f"{' and '.join(free)} cannot stay free: {reason}")
     if reason:
         log.warning("captured at a fixed batch size: %s", reason[:200])
-    return program
+    return exported
+
+
+def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any = None) -> Exported:
+    """One capture, of a copy of its own: what the trace before wrote is not there any more."""
+    comparisons = Comparisons()
+    scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
+    with quiet(), torch.no_grad(), traced_by_this_thread_alone():
+        module: Any = model if scripted else wrapped(model, comparisons)
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    return Exported(program, {} if scripted else module.written, comparisons)
 
 
 def _export_dynamic(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: bool, free: Sequence[str]
-) -> tuple[ExportedProgram | None, str]:
+) -> tuple[Exported | None, str]:
     """A program with a symbolic batch and other free sizes, or None and the reason."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     size = batch_size(leaves) if batch else None
@@ -190,24 +210,21 @@ def _export_dynamic(
             shapes[t] = dict.fromkeys(dims, Dim.AUTO)
     wide_args, wide_kwargs = pytree.tree_unflatten(wide, spec)
 
-    def exported() -> ExportedProgram:
-        with quiet(), torch.no_grad():
-            return torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
-
     try:
-        program = exported()
+        exported = _traced(model, wide_args, wide_kwargs, shapes)
     except Exception as error:  # the static capture that follows reports what is really wrong
         return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    program = exported.program
     fixed = fixed_sizes(program, free)
     if fixed:
         watch = _Watch()
         with watch:
-            exported()
+            _traced(model, wide_args, wide_kwargs, shapes)
         call = f"at '{watch.place.op}', or just before it," if watch.place else "somewhere"
         raise CaptureError(f"{fixed} cannot stay free: {call} one size only fits", watch.place, _ONE_SIZE)
     if batch and batch_symbol(program) is None:
         return None, f"the model's code fixes it at {size}"
-    return program, ""
+    return exported, ""
 
 
 _ONE_SIZE = "leave it out of the free sizes, or make this line work for any size"
@@ -242,25 +259,6 @@ def widened(leaf: Any, size: int) -> Any:
     return leaf.new_zeros(2, *leaf.shape[1:]) if size == 0 else torch.cat([leaf, leaf]) if size == 1 else leaf.clone()
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """torch logs and prints pages of its internals where an export fails; CaptureError says what matters."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx", "torch.export", "torch._export", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    written = io.StringIO()
-    try:
-        with redirect_stderr(written), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-            warnings.filterwarnings("ignore", message="(?s).*assigned during export")  # recurrent modules do so
-            yield
-        sys.stderr.write(written.getvalue())  # what the model itself wrote
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _in_batch(leaf: Any, size: int) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
 
@@ -285,7 +283,7 @@ def _explain(error: Exception) -> CaptureError:
 
 def _users_place(op: str, frames: Sequence[traceback.FrameSummary]) -> Place | None:
     """The innermost line that is not torch's or ours; None without one."""
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     own = [f for f in frames if not f.filename.startswith(inside)]
     if not own:
         return None

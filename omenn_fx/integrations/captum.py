@@ -76,8 +76,8 @@ class OMENN(Attribution):
             OmennError: the model cannot be explained; the error says where and why.
         """
         given = _tensors(inputs)
-        with self._explainer(len(given)).of(self.forward_func) as explainer:
-            explanation = explainer(*given, *_extra(additional_forward_args), target=_positions(target))
+        explainer = self._explainer(len(given)).of(self.forward_func)
+        explanation = explainer(*given, *_extra(additional_forward_args), target=_positions(target))
         parts = tuple(one.C for one in explanation.inputs.values())
         attributions: Any = parts if isinstance(inputs, tuple) else parts[0]
         if not return_convergence_delta:
@@ -119,16 +119,15 @@ class OMENN(Attribution):
         if start_point is not None:
             raise InputError("OMENN has no baseline: start_point must be None")
         given = _tensors(end_point)
-        with self._explainer(len(given)).of(self.forward_func) as explainer:
-            outputs = explainer.reference(*given, *_extra(additional_forward_args))
+        explainer = self._explainer(len(given)).of(self.forward_func)
+        outputs = explainer.reference(*given, *_extra(additional_forward_args))
         rows = outputs.reshape(len(outputs), -1)
         picked = rows.gather(1, _positions(target)(outputs).to(rows.device)[:, None])[:, 0]
         return sum(a.flatten(1).sum(1) if a.ndim > 1 else a for a in _tensors(attributions)) - picked
 
     def _explainer(self, count: int) -> LiveExplainer:
-        if count not in self._explainers:
-            self._explainers[count] = LiveExplainer(explain=range(count), **self._options)
-        return self._explainers[count]
+        known = self._explainers.get(count)  # `setdefault`: another thread may have made one meanwhile
+        return known or self._explainers.setdefault(count, LiveExplainer(explain=range(count), **self._options))
 
 
 def _tensors(inputs: Any) -> tuple[Tensor, ...]:

@@ -124,11 +124,10 @@ class PipelineExplainer:
     def _explained(self, batch: dict[str, Tensor], targets: Sequence[Target]) -> Iterable[PipelineExplanation]:
         model = self.pipeline.model
         rows = [{name: t[i] for name, t in batch.items()} for i in range(len(targets))]
-        with self._live.of(model) as explainer:
-            whole = explainer(
-                **{name: t.to(model.device) for name, t in batch.items()},
-                target=lambda outputs: self._targets(outputs, targets, rows),
-            )
+        whole = self._live.of(model)(
+            **{name: t.to(model.device) for name, t in batch.items()},
+            target=lambda outputs: self._targets(outputs, targets, rows),
+        )
         return [self._result(_row(whole, i), row) for i, row in enumerate(rows)]
 
     def _targets(self, outputs: Tensor, targets: Sequence[Target], rows: Sequence[Mapping[str, Tensor]]) -> Tensor:

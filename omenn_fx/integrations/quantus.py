@@ -52,9 +52,7 @@ def explain(
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     x = torch.as_tensor(inputs).to(weight.device, weight.dtype)
     classes = torch.as_tensor(targets).reshape(-1)
-    if bias not in (live := _explainers.setdefault(model, {})):
-        live[bias] = LiveExplainer(bias=bias)
-    with live[bias].of(model) as explainer:
-        C = explainer(x, target=int(classes) if classes.numel() == 1 else classes.long()).C
+    live = _explainers.setdefault(model, {}).setdefault(bias, LiveExplainer(bias=bias))  # from any thread
+    C = live.of(model)(x, target=int(classes) if classes.numel() == 1 else classes.long()).C
     axes = tuple(reduce_axes) if x.ndim > 2 else ()
     return (C.sum(axes, keepdim=keepdims) if axes else C).cpu().numpy()
