@@ -22,20 +22,25 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         ExportError: it cannot be written there.
     """
+    path = path.resolve() if path.is_symlink() else path
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
         hidden = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+    moved: list[Path] = []
     try:
         meanwhile = hidden / _unused(path)
         yield meanwhile
         with writing(path):
-            for other in hidden.iterdir():
-                if other != meanwhile:
-                    os.replace(other, path.with_name(other.name))
+            for other in [file for file in hidden.iterdir() if file != meanwhile]:
+                moved.append(path.with_name(other.name))
+                os.replace(other, moved[-1])
             os.replace(meanwhile, path)
+        moved.clear()
     finally:
+        for other in moved:
+            other.unlink(missing_ok=True)
         shutil.rmtree(hidden, ignore_errors=True)
 
 
