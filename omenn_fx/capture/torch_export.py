@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
 from omenn_fx.compat import failure_of
-from omenn_fx.errors import CaptureError, ModeError, Place, said
+from omenn_fx.errors import CaptureError, ModeError, Place
 
 log = logging.getLogger("omenn_fx")
 
@@ -39,11 +39,7 @@ def load_source(source: Source) -> nn.Module | ExportedProgram:
         path = Path(source)
         if not path.exists():
             raise CaptureError(f"there is no file '{path}'; a path must name a .pt2 file saved by torch.export.save")
-        try:
-            with quiet():
-                return torch.export.load(path)
-        except Exception as error:  # torch.export has no type of its own for a file that it cannot read
-            raise CaptureError(f"'{path}' cannot be read, it is damaged or no .pt2 file: {said(error)}") from error
+        return torch.export.load(path)
     if isinstance(source, (nn.Module, ExportedProgram)):
         return source
     raise TypeError(
