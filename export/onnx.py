@@ -84,11 +84,11 @@ def to_onnx(
         example.append(torch.zeros(rows.shape[0], dtype=torch.long))
     free = program.captured.dynamic_batch and "batch" in dynamic
     batch = rows.shape[0] if free else None
-    traced, model = _translated(deployed, example, batch, explainer.request.free, opset)
     described = _described(_description(explainer, deployed, free), metadata or {})
-    model.model.metadata_props.update({f"omenn_fx.{key}": value for key, value in described.items()})
     proof, former = None, _weights_of(path)
     with whole(path) as meanwhile:
+        traced, model = _translated(deployed, example, batch, explainer.request.free, opset)
+        model.model.metadata_props.update({f"omenn_fx.{key}": value for key, value in described.items()})
         with writing(path):
             model.save(meanwhile)
         if verify:
