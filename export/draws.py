@@ -104,17 +104,20 @@ def _equal(one: Inputs, other: Inputs) -> bool:
 
 
 def unseen(explainer: Live) -> Iterator[Inputs]:
-    """Inputs like those captured, of which shapes alone are known: normal, positive, and whole numbers."""
-    captured = explainer.ready.captured
-    for draw in (torch.randn, lambda *shape: torch.rand(*shape) + 0.1, torch.ones):
+    """Inputs like those captured, of which shapes alone are known: normal, positive, and all 1."""
+    captured, generator = explainer.ready.captured, torch.Generator().manual_seed(0)
+    draws: tuple[Callable[[list[int]], Tensor], ...] = (
+        lambda shape: torch.randn(shape, generator=generator),
+        lambda shape: torch.rand(shape, generator=generator) + 0.1,
+        torch.ones,
+    )
+    for draw in draws:
         leaves = [_drawn(n.meta.get("val"), draw) for n in captured.inputs]
         yield pytree.tree_unflatten(leaves, captured.in_spec)
 
 
-def _drawn(value: Any, draw: Callable[..., Tensor]) -> Any:
+def _drawn(value: Any, draw: Callable[[list[int]], Tensor]) -> Any:
     if not isinstance(value, FakeTensor):
         return value
     shape = [hint(s) for s in value.shape]
-    if value.is_floating_point():
-        return draw(shape).to(value.dtype)
-    return torch.ones(shape, dtype=value.dtype)
+    return (draw(shape) if value.is_floating_point() else torch.ones(shape)).to(value.dtype)

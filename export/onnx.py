@@ -53,6 +53,7 @@ class OnnxFile:
         )
 
 
+@torch.random.fork_rng(devices=())  # a model that draws random numbers runs here, and leaves the caller's as they were
 def to_onnx(
     explainer: Live,
     path: str | Path,

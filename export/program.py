@@ -18,6 +18,7 @@ from omenn_fx.export.passes.optimize import optimize, write_out
 from omenn_fx.program import Live
 
 
+@torch.random.fork_rng(devices=())  # as in to_onnx
 def to_program(explainer: Live, *args: Any, **kwargs: Any) -> ExportedProgram:
     """Export model and explanation as one program, at example inputs.
 
