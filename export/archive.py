@@ -127,13 +127,20 @@ class SavedExplainer:
 
     def _check(self, given: list[Tensor]) -> None:
         wanted = [value for value in self._sizes[:-1] if isinstance(value, Tensor)]
+        free: dict[str, int] = {}  # a size that stays free is the same wherever it stands
         for name, value, want in zip(self.inputs, given, wanted, strict=True):
-            sizes = [(w, h) for w, h in zip(want.shape, value.shape, strict=False) if not is_symbolic(w)]
-            if value.ndim != want.ndim or value.dtype != want.dtype or any(w != h for w, h in sizes):
+            sizes = [
+                free.setdefault(str(w), h) if is_symbolic(w) else int(w)
+                for w, h in zip(want.shape, value.shape, strict=False)
+            ]
+            alike = (value.dtype, value.device, value.ndim) == (want.dtype, want.device, want.ndim)
+            if not alike or sizes != list(value.shape):
                 taken = ", ".join("N" if is_symbolic(w) else str(w) for w in want.shape)
+                sizes_known = f" where N is {', '.join(map(str, free.values()))}" if free else ""
+                have, kept = (f" on {v.device}" if value.device != want.device else "" for v in (value, want))
                 raise InputError(
-                    f"input '{name}' is {tuple(value.shape)} {value.dtype}; this explainer was saved for "
-                    f"({taken}) {want.dtype}"
+                    f"input '{name}' is {tuple(value.shape)} {value.dtype}{have}; this explainer was saved for "
+                    f"({taken}) {want.dtype}{kept}{sizes_known}"
                 )
 
     def __repr__(self) -> str:

@@ -436,6 +436,9 @@ def test_rows_of_two_inputs_belong_together(tmp_path):
     explainer.to_onnx(tmp_path / "two.onnx", *inputs, target=0, verify=False)
     with pytest.raises(InputError, match="where batch is 3"):
         load(tmp_path / "two.onnx")(inputs[0], inputs[1][:1])
+    explainer.save(tmp_path / "two.pt2", *inputs)
+    with pytest.raises(InputError, match=r"saved for \(N, 4\) torch.float32 where N is 3"):
+        omenn_fx.load(tmp_path / "two.pt2")(inputs[0], inputs[1][:1])
 
 
 # Damage --------------------------------------------------------------------------------------------------------------
