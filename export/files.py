@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,25 +29,30 @@ def whole(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
         hidden = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
-    moved: list[Path] = []
+    meanwhile, moved = hidden / _unused(path), list[Path]()
     try:
-        meanwhile = hidden / _unused(path)
         yield meanwhile
         with writing(path):
             for other in [file for file in hidden.iterdir() if file != meanwhile]:
                 moved.append(path.with_name(other.name))
                 os.replace(other, moved[-1])
             os.replace(meanwhile, path)
-        moved.clear()
     finally:
-        for other in moved:
-            other.unlink(missing_ok=True)
+        if meanwhile.exists():  # it has not taken its place
+            for other in moved:
+                other.unlink(missing_ok=True)
         shutil.rmtree(hidden, ignore_errors=True)
 
 
 def weights_name(name: str) -> str:
     """The file with the weights of an ONNX file of this name, where they are too large for the file itself."""
     return f"{name}.data"
+
+
+def own_weights(path: Path, names: Collection[str]) -> list[Path]:
+    """Those of the files that an ONNX file refers to which were written with it: others may be another's, too."""
+    own = re.compile(re.escape(path.stem) + r"(\.\d+)?" + re.escape(weights_name(path.suffix)))
+    return [path.with_name(name) for name in names if own.fullmatch(name)]
 
 
 def _unused(path: Path) -> str:

@@ -24,7 +24,7 @@ from omenn_fx.capture.torch_export import quiet
 from omenn_fx.errors import ExportError
 from omenn_fx.export.deployed import Deployed, TargetMode
 from omenn_fx.export.draws import Inputs, first_taken, unseen
-from omenn_fx.export.files import weights_name, whole, writing
+from omenn_fx.export.files import own_weights, weights_name, whole, writing
 from omenn_fx.export.free import freed, name_sizes
 from omenn_fx.export.passes.onnxruntime_layout import for_onnxruntime
 from omenn_fx.export.program import optimised
@@ -103,7 +103,7 @@ def to_onnx(
 
 
 def _weights_of(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its weights; none where there is no such file yet."""
+    """The files that were written with an ONNX file for its weights; none where there is no such file yet."""
     if not path.is_file() or not any(path.parent.glob(weights_name("*"))):
         return []
     import onnx
@@ -113,7 +113,7 @@ def _weights_of(path: Path) -> list[Path]:
     except Exception:  # of whatever type: what stands there is no ONNX file
         return []
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return [path.with_name(name) for name in names if Path(name).name == name]
+    return own_weights(path, names)
 
 
 def _translated(

@@ -339,6 +339,17 @@ def test_weights_of_their_own_take_their_place_with_the_file(quick, tmp_path, mo
     assert sorted(contents(tmp_path)) == ["w.onnx"]
 
 
+def test_weights_that_others_may_read_stay(quick, tmp_path):
+    """A file of another program stood there, whose weights are in a file that it may share."""
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="shared.data")
+    graph = onnx.helper.make_graph([], "g", [], [], [tensor])
+    (tmp_path / "m.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    (tmp_path / "shared.data").write_bytes(b"1234")
+    quick.to_onnx(tmp_path / "m.onnx", X, verify=False)
+    assert sorted(contents(tmp_path)) == ["m.onnx", "shared.data"]
+
+
 def test_a_stopped_save_leaves_what_was_there(small, files, tmp_path, monkeypatch):
     path = tmp_path / "s.pt2"
     path.write_bytes((files / "s.pt2").read_bytes())
