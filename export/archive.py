@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
 from omenn_fx.algebra.tolerances import tolerances_of
+from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.sizes import is_symbolic
-from omenn_fx.errors import ExportError, InputError
+from omenn_fx.errors import ExportError, InputError, OmennError, said
 from omenn_fx.explanation import Explanation
-from omenn_fx.export.deployed import inputs_of_call
+from omenn_fx.export.deployed import inputs_of_call, tensor_of
+from omenn_fx.export.files import whole, writing
 from omenn_fx.export.program import to_program
 from omenn_fx.export.sizes import FileSizes, file_sizes
-from omenn_fx.graph.build import COTANGENT, split
+from omenn_fx.graph.build import split
 from omenn_fx.program import Live, Runnable
 from omenn_fx.target import Target
 
 Tensor = torch.Tensor
 NOTES = "omenn_fx.json"
+_KEYS = ("version", "rules", "bias", "batched", "inputs", "constants", "tensors", "explained", "biased", "kept")
 
 
 def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -49,24 +53,41 @@ def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mappi
         "kept": captured.runnable.kept,
     }
     notes["sizes"] = file_sizes(captured.captured, program, notes["inputs"], explainer.request.rules).text
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path, extra_files={NOTES: json.dumps(notes)})
+    with whole(path) as meanwhile, writing(path):
+        torch.export.save(program, meanwhile, extra_files={NOTES: json.dumps(notes)})
 
 
 def load(path: str | Path) -> SavedExplainer:
     """Load an explainer that `Explainer.save` wrote.
 
     Raises:
-        ExportError: no such file, or a program that is no explainer.
+        ExportError: no such file, none that torch.export.save wrote, or a program that is no explainer.
     """
     path = Path(path)
     if not path.exists():
         raise ExportError(f"there is no file '{path}'")
     notes = {NOTES: ""}
-    program = torch.export.load(path, extra_files=notes)
+    with _reading(f"'{path}' cannot be read, it is damaged or no .pt2 file"), quiet():
+        program = torch.export.load(path, extra_files=notes)
     if not notes[NOTES]:
         raise ExportError(f"'{path}' holds a program, but not one that Explainer.save wrote")
-    return SavedExplainer(program, json.loads(notes[NOTES]))
+    with _reading(f"'{path}' is a saved explainer, but its notes are damaged or another version's"):
+        read = json.loads(notes[NOTES])
+        missing = [key for key in _KEYS if key not in read]
+        if missing or sum(read["tensors"]) != len(read["inputs"]) or len(read["tensors"]) != len(read["constants"]):
+            raise ValueError(f"they lack {', '.join(missing)}" if missing else "its inputs are others")
+        return SavedExplainer(program, read)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """What a file makes of torch.export, which has no type of its own for it."""
+    try:
+        yield
+    except (OmennError, MemoryError):
+        raise
+    except Exception as error:
+        raise ExportError(f"{what}: {said(error)}") from error
 
 
 class SavedExplainer:
@@ -92,18 +113,19 @@ class SavedExplainer:
         self._limit = tolerances_of(*(v.dtype for v in values if isinstance(v, Tensor)))["completeness"]
 
     @torch.no_grad()
-    def __call__(self, *inputs: Tensor, target: Target = None, **named: Tensor) -> Explanation:
+    def __call__(self, /, *inputs: Any, target: Target = None, **named: Any) -> Explanation:
         """Explain one output value per row, or several at once, from one forward.
 
         Args:
-            *inputs, **named: the tensors among the model's inputs, in their order or by name.
+            *inputs, **named: the tensors among the model's inputs (or arrays), in their order or by name.
             target: as of an `Explainer`.
 
         Raises:
-            InputError: not those inputs, or of other sizes than the program takes.
+            InputError: not those inputs, of other sizes than the program takes, or NaN or inf (names the input).
             TargetError: as of an `Explainer`.
         """
-        given = inputs_of_call(self.inputs, inputs, named)
+        values = inputs_of_call(self.inputs, inputs, named)
+        given = [tensor_of(name, value) for name, value in zip(self.inputs, values, strict=True)]
         tensors = iter(given)
         kinds = zip(self.notes["tensors"], self.notes["constants"], strict=True)
         leaves = [next(tensors) if tensor else constant for tensor, constant in kinds]
@@ -112,13 +134,20 @@ class SavedExplainer:
 
     def _check(self, given: list[Tensor]) -> None:
         wanted = [value for value in self._sizes[:-1] if isinstance(value, Tensor)]
+        free: dict[str, int] = {}  # a size that stays free is the same wherever it stands
         for name, value, want in zip(self.inputs, given, wanted, strict=True):
-            sizes = [(w, h) for w, h in zip(want.shape, value.shape, strict=False) if not is_symbolic(w)]
-            if value.ndim != want.ndim or value.dtype != want.dtype or any(w != h for w, h in sizes):
+            sizes = [
+                free.setdefault(str(w), h) if is_symbolic(w) else int(w)
+                for w, h in zip(want.shape, value.shape, strict=False)
+            ]
+            alike = (value.dtype, value.device, value.ndim) == (want.dtype, want.device, want.ndim)
+            if not alike or sizes != list(value.shape):
                 taken = ", ".join("N" if is_symbolic(w) else str(w) for w in want.shape)
+                sizes_known = f" where N is {', '.join(map(str, free.values()))}" if free else ""
+                have, kept = (f" on {v.device}" if value.device != want.device else "" for v in (value, want))
                 raise InputError(
-                    f"input '{name}' is {tuple(value.shape)} {value.dtype}; this explainer was saved for "
-                    f"({taken}) {want.dtype}"
+                    f"input '{name}' is {tuple(value.shape)} {value.dtype}{have}; this explainer was saved for "
+                    f"({taken}) {want.dtype}{kept}{sizes_known}"
                 )
         self.sizes.check(self.inputs, given)
 
@@ -137,7 +166,6 @@ def explainer_graph_of(program: ExportedProgram) -> fx.GraphModule:
     output = graph.output_node()
     output.args = (pytree.tree_unflatten(list(output.args[0]), program.call_spec.out_spec),)
     *inputs, cotangent = [n for n in graph.nodes if n.op == "placeholder"]
-    cotangent.target = COTANGENT
     # torch.export reads a free size from whichever input has it, but the forward must not wait for the cotangent
     sizes = {str(s): (n, d) for n in inputs for d, s in enumerate(getattr(n.meta["val"], "shape", ()))}
     for node in list(cotangent.users):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from omenn_fx.capture.nodes import fresh_name
 from omenn_fx.capture.sizes import batch_size
-from omenn_fx.errors import InputError, OutputError, TargetError
+from omenn_fx.errors import InputError, OutputError, TargetError, said
 from omenn_fx.program import Program
 from omenn_fx.target import Positions, resolve
 
@@ -57,8 +59,26 @@ class Deployed(nn.Module):
         return isinstance(self.target, (list, tuple))
 
     @property
-    def names(self) -> list[str]:
-        """The names of the results: "C" for one explained input, "C.name" for each of several."""
+    def target_input(self) -> str:
+        """The name of the input that takes the target: the model's own inputs keep theirs."""
+        return fresh_name("target", self.inputs)
+
+    @property
+    def all_inputs(self) -> list[str]:
+        """The names of the file's inputs."""
+        return [*self.inputs, *([self.target_input] if self.takes_target else [])]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What each result is -> its name in the file: an output cannot be called as an input is."""
+        names: dict[str, str] = {}
+        for result in self.results:
+            names[result] = fresh_name(result, [*self.all_inputs, *names.values()])
+        return names
+
+    @property
+    def results(self) -> list[str]:
+        """What the results are: "C" for one explained input, "C.name" for each of several."""
         explained = self.runnable.names
         per_input = [s if len(explained) > 1 else "" for s in explained]
         return [
@@ -99,11 +119,46 @@ class Deployed(nn.Module):
 
 
 def inputs_of_call(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The inputs of a call in the order of `names`. Raises InputError: they are not those."""
-    given = dict(zip(names, args, strict=False)) | dict(kwargs)
-    if len(args) > len(names) or set(given) != set(names):
+    """The inputs of a call in the order of `names`. Raises InputError: they are not those.
+
+    torch.export writes the names of inputs in small letters; an argument may be called as the model's forward does.
+    """
+    named = {name if name in names else name.lower(): value for name, value in kwargs.items()}
+    given = dict(zip(names, args, strict=False)) | named
+    if len(args) + len(kwargs) != len(names) or set(given) != set(names):
         raise InputError(f"this explainer takes {', '.join(names)}; got {len(args)} inputs and {sorted(kwargs)}")
     return [given[name] for name in names]
+
+
+def array_of(name: str, value: Any) -> np.ndarray:
+    """An input as an array. Raises InputError: it is none, or holds NaN or inf."""
+    try:
+        array = value.numpy(force=True) if isinstance(value, Tensor) else np.asarray(value, order="C")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"input '{name}' is no array: {said(error)}") from error
+    if array.dtype.kind not in "biufc":
+        raise InputError(f"input '{name}' is a {type(value).__name__}, no array or tensor of numbers")
+    _check_finite(name, bool(np.isfinite(array).all()), bool(np.isnan(array).any()))
+    return array
+
+
+def tensor_of(name: str, value: Any) -> Tensor:
+    """An input as a tensor, as it is where it is one. Raises InputError: it is none, or holds NaN or inf."""
+    if not isinstance(value, Tensor):
+        array = array_of(name, value)
+        try:
+            return torch.tensor(array)
+        except (TypeError, ValueError) as error:  # a dtype that torch has not
+            raise InputError(f"input '{name}' is no array that torch takes: {said(error)}") from error
+    if value.layout is not torch.strided or value.is_meta:
+        raise InputError(f"input '{name}' is a {value.layout} tensor on {value.device}, which holds no dense values")
+    _check_finite(name, bool(torch.isfinite(value).all()), bool(torch.isnan(value).any()))
+    return value
+
+
+def _check_finite(name: str, finite: bool, nan: bool) -> None:
+    if not finite:
+        raise InputError(f"input '{name}' holds {'NaN' if nan else 'inf'}: no explanation exists for it")
 
 
 def target_of_call(target: TargetMode, count: int) -> Any:

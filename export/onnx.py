@@ -20,10 +20,11 @@ from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
 from omenn_fx.capture.exclusive import quiet
-from omenn_fx.capture.sizes import FREE_SIZES, hint
-from omenn_fx.compat import FakeTensor
-from omenn_fx.errors import ExportError, OmennError
+from omenn_fx.capture.sizes import FREE_SIZES
+from omenn_fx.errors import ExportError
 from omenn_fx.export.deployed import Deployed, TargetMode
+from omenn_fx.export.draws import Inputs, first_taken, unseen
+from omenn_fx.export.files import own_weights, weights_name, whole, writing
 from omenn_fx.export.free import freed, name_sizes
 from omenn_fx.export.passes.onnxruntime_layout import for_onnxruntime
 from omenn_fx.export.program import optimised
@@ -53,6 +54,7 @@ class OnnxFile:
         )
 
 
+@torch.random.fork_rng(devices=())  # a model that draws random numbers runs here, and leaves the caller's as they were
 def to_onnx(
     explainer: Live,
     path: str | Path,
@@ -74,8 +76,7 @@ def to_onnx(
     if set(dynamic) - {"batch", *FREE_SIZES}:
         raise ExportError(f"dynamic={tuple(dynamic)}: what can stay free is {', '.join(['batch', *FREE_SIZES])}")
     path = Path(path)
-    args, kwargs = _examples(explainer, inputs, dict(input_kwargs or {}))
-    explainer, args, kwargs = _in_dtype(explainer, args, kwargs, DTYPES[dtype])
+    explainer, (args, kwargs) = _examples(explainer, inputs, dict(input_kwargs or {}), DTYPES[dtype])
     explainer = freed(explainer, args, kwargs, dynamic)
     program, leaves = explainer.program_for(args, kwargs)
     deployed = Deployed(program, leaves, outputs, target)
@@ -84,24 +85,37 @@ def to_onnx(
     if deployed.takes_target:
         example.append(torch.zeros(rows.shape[0], dtype=torch.long))
     free = program.captured.dynamic_batch and "batch" in dynamic
-    names = [*deployed.inputs, *(["target"] if deployed.takes_target else [])]
     batch = rows.shape[0] if free else None
-    traced, model = _translated(deployed, example, batch, explainer.request.free, names, opset)
-    sizes = file_sizes(program.captured, traced, deployed.inputs, explainer.request.rules)
-    described = _description(explainer, deployed, free) | {"sizes": sizes.text} | dict(metadata or {})
-    model.model.metadata_props.update({f"omenn_fx.{key}": value for key, value in described.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model.save(path)
-    proof = None
-    if verify:
-        try:
-            _check(path)
-            proof = prove(path, explainer, traced, args, kwargs, deployed, sizes)
-        except OmennError:
-            path.unlink()  # a file that computes something else must not be taken for one that does not
-            path.with_name(path.name + ".data").unlink(missing_ok=True)
-            raise
-    return OnnxFile(path, names, deployed.names, _size(path), time.perf_counter() - start, proof)
+    proof, former = None, _weights_of(path)
+    with whole(path) as meanwhile:
+        traced, model = _translated(deployed, example, batch, explainer.request.free, opset)
+        sizes = file_sizes(program.captured, traced, deployed.inputs, explainer.request.rules)
+        described = _described(_description(explainer, deployed, free) | {"sizes": sizes.text}, metadata or {})
+        model.model.metadata_props.update({f"omenn_fx.{key}": value for key, value in described.items()})
+        with writing(path):
+            model.save(meanwhile)
+        if verify:
+            _check(meanwhile)
+            proof = prove(meanwhile, explainer, traced, args, kwargs, deployed, sizes)
+        size = sum(file.stat().st_size for file in meanwhile.parent.iterdir())
+    for file in former:
+        file.unlink(missing_ok=True)
+    names = list(deployed.names.values())
+    return OnnxFile(path, deployed.all_inputs, names, size, time.perf_counter() - start, proof)
+
+
+def _weights_of(path: Path) -> list[Path]:
+    """The files that were written with an ONNX file for its weights; none where there is no such file yet."""
+    if not path.is_file() or not any(path.parent.glob(weights_name("*"))):
+        return []
+    import onnx
+
+    try:
+        tensors = onnx.load(str(path), load_external_data=False).graph.initializer
+    except Exception:  # of whatever type: what stands there is no ONNX file
+        return []
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return own_weights(path, names)
 
 
 def _translated(
@@ -109,7 +123,6 @@ def _translated(
     example: list[Tensor],
     batch: int | None,
     sizes: Sequence[str],
-    names: list[str],
     opset: int | None,
 ) -> tuple[ExportedProgram, Any]:
     """The optimised graph as torch.onnx decomposed it, and its translation, which names values as that does."""
@@ -124,16 +137,28 @@ def _translated(
         with quiet():
             traced = without_projections(traced)
             model = torch.onnx.export(
-                traced, dynamo=True, opset_version=opset, input_names=names, output_names=deployed.names, verbose=False,
-                custom_translation_table=translations(), optimize=False,
+                traced, dynamo=True, opset_version=opset, verbose=False, optimize=False,
+                custom_translation_table=translations(),
             )  # fmt: skip
             assert model is not None
             assert model.exported_program is not None
             simplify(model.model)
+            _name_ends(model.model, deployed.all_inputs, list(deployed.names.values()))
     except Exception as error:
         raise ExportError(_untranslated(error)) from error
     name_sizes(model.model, sizes)
     return model.exported_program, model
+
+
+def _name_ends(model: Any, inputs: list[str], outputs: list[str]) -> None:
+    """Name inputs and outputs, last of all: what is both is two values by now, and a value inside may be called so."""
+    graph = model.graph
+    ends = dict(zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True))
+    inside = [*graph.initializers.values(), *(v for node in graph.all_nodes() for v in node.outputs)]
+    for i, value in enumerate(v for v in inside if v not in ends and v.name in ends.values()):
+        value.name = f"{value.name}__{i}"  # as no node of torch's is called, for values are compared by their names
+    for value, name in ends.items():
+        value.name = name
 
 
 def _untranslated(error: Exception) -> str:
@@ -146,38 +171,37 @@ def _untranslated(error: Exception) -> str:
     return f"torch.onnx could not translate the explainer: {causes[-1][:400]}"
 
 
-def _examples(explainer: Live, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The inputs given, or random ones like those captured."""
+def _examples(
+    explainer: Live, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
+) -> tuple[Live, Inputs]:
+    """The inputs given, or random ones like those captured; and an explainer for them in the file's dtype."""
+    given = [(args, kwargs)] if args or kwargs else list(unseen(explainer))
+    explainer, candidates = _in_dtype(explainer, given, dtype)
     if args or kwargs:
-        return args, kwargs
-    captured = explainer.ready.captured
-    leaves = [_random(n.meta.get("val")) for n in captured.inputs]
-    return pytree.tree_unflatten(leaves, captured.in_spec)
+        return explainer, candidates[0]
+    found = first_taken(explainer, iter(candidates))
+    if found is None:
+        raise ExportError(
+            "the model takes none of the random inputs that were tried",
+            fix="give to_onnx example inputs, behind the path",
+        )
+    return explainer, found
 
 
-def _random(value: Any) -> Any:
-    if not isinstance(value, FakeTensor):
-        return value
-    shape = [hint(s) for s in value.shape]
-    if value.is_floating_point():
-        return torch.randn(shape, dtype=value.dtype)
-    return torch.ones(shape, dtype=value.dtype)
-
-
-def _in_dtype(explainer: Live, args: Any, kwargs: Any, dtype: torch.dtype) -> tuple[Live, Any, Any]:
+def _in_dtype(explainer: Live, inputs: list[Inputs], dtype: torch.dtype) -> tuple[Live, list[Inputs]]:
     """An explainer of the model in another dtype, with its inputs; the same one where it has that dtype."""
 
     def cast(value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.to(dtype).cpu() if floating else value.cpu() if isinstance(value, Tensor) else value
 
-    args, kwargs = pytree.tree_map(cast, (args, kwargs))
+    inputs = pytree.tree_map(cast, inputs)
     if explainer.model is None:
-        return explainer, args, kwargs
+        return explainer, inputs
     own = {(p.dtype, p.device.type) for p in explainer.model.parameters() if p.is_floating_point()}
     if own <= {(dtype, "cpu")}:
-        return explainer, args, kwargs
-    return explainer.converted(dtype, "cpu"), args, kwargs
+        return explainer, inputs
+    return explainer.converted(dtype, "cpu"), inputs
 
 
 def _description(explainer: Live, deployed: Deployed, free: bool) -> dict[str, str]:
@@ -190,6 +214,8 @@ def _description(explainer: Live, deployed: Deployed, free: bool) -> dict[str, s
         "target": deployed.target if isinstance(deployed.target, str) else json.dumps(deployed.target),
         "explained": json.dumps(deployed.runnable.names),
         "inputs": json.dumps(deployed.inputs),
+        "target_input": deployed.target_input if deployed.takes_target else "",
+        "outputs": json.dumps(deployed.names),
         "biased": json.dumps(deployed.runnable.biased),
         "kept": json.dumps(deployed.runnable.kept),
         "batched": "yes" if deployed.runnable.batched else "no",
@@ -197,6 +223,16 @@ def _description(explainer: Live, deployed: Deployed, free: bool) -> dict[str, s
         "model": type(model).__name__ if model is not None else "ExportedProgram",
         "weights_sha256": "" if model is None else weights_hash(model),
     }
+
+
+def _described(own: dict[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """The file's metadata with the caller's. Raises ExportError: an entry is the file's own, or no text."""
+    wrong = [key for key, value in more.items() if key in own or not (isinstance(key, str) and isinstance(value, str))]
+    if wrong:
+        raise ExportError(
+            f"metadata {', '.join(map(repr, wrong))}: an entry is text, under a name that no own entry has"
+        )
+    return own | dict(more)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -216,8 +252,3 @@ def _check(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         raise ExportError(f"onnx refuses the file: {str(error).splitlines()[0]}") from error
-
-
-def _size(path: Path) -> int:
-    beside = path.with_name(path.name + ".data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)

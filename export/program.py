@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from omenn_fx.export.passes.optimize import optimize, write_out
 from omenn_fx.program import Live
 
 
+@torch.random.fork_rng(devices=())  # as in to_onnx
 def to_program(explainer: Live, *args: Any, **kwargs: Any) -> ExportedProgram:
     """Export model and explanation as one program, at example inputs.
 
@@ -34,7 +36,20 @@ def to_program(explainer: Live, *args: Any, **kwargs: Any) -> ExportedProgram:
     program, leaves = explainer.program_for(args, kwargs)
     cotangent = torch.zeros_like(explanation.outputs if explainer.request.batched else explanation.outputs[0])
     size = explanation.outputs.shape[0] if program.captured.dynamic_batch else None
-    return optimised(program.graph_module, [*leaves, cotangent], size)
+    return _written_apart(optimised(program.graph_module, [*leaves, cotangent], size))
+
+
+def _written_apart(program: ExportedProgram) -> ExportedProgram:
+    """torch.export.save writes the modules around a node with commas and semicolons between them, not those in names:
+    a module of such a name would make a file that nothing reads."""
+
+    def apart(name: Any) -> Any:
+        return re.sub("[,;]", "_", name) if isinstance(name, str) else name
+
+    for node in program.graph.nodes:
+        if stack := node.meta.get("nn_module_stack"):
+            node.meta["nn_module_stack"] = {apart(k): (apart(path), apart(kind)) for k, (path, kind) in stack.items()}
+    return program
 
 
 def optimised(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import torch
 
 from omenn_fx.algebra.tolerances import tolerances_of
-from omenn_fx.errors import ExportError, InputError, TargetError
+from omenn_fx.errors import ExportError, InputError, TargetError, said
 from omenn_fx.explanation import BiasTable, Explanation, InputExplanation, WholeExplanation
-from omenn_fx.export.deployed import inputs_of_call, target_of_call
+from omenn_fx.export.deployed import TargetMode, array_of, inputs_of_call, target_of_call
 from omenn_fx.export.sizes import FileSizes
 from omenn_fx.target import Positions, Target, resolve
 
@@ -58,21 +59,26 @@ class OnnxExplainer:
             raise ExportError(f"{', '.join(missing)}: this onnxruntime has {', '.join(there)}")
         wanted = list(providers or [p for p in _PREFERRED if p in there])
         self.path = path
-        self.session = onnxruntime.InferenceSession(str(path), providers=wanted)
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), providers=wanted)
+        except Exception as error:  # onnxruntime's own have no common type
+            raise ExportError(f"onnxruntime cannot read '{path}': {said(error)}") from error
         self.provider: str = self.session.get_providers()[0]
         written = self.session.get_modelmeta().custom_metadata_map
         self.metadata = {k.removeprefix("omenn_fx."): v for k, v in written.items() if k.startswith("omenn_fx.")}
-        if "explained" not in self.metadata:
+        if not self.metadata:
             raise ExportError(f"'{path}' is an ONNX file, but not one that Explainer.to_onnx wrote")
         self.sizes = FileSizes.read(self.metadata.get("sizes", ""))
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
+        self._notes = _read(self.metadata, path, self.inputs, self.outputs)
 
     def run(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """All inputs, the target among them, to all outputs by name."""
-        return dict(zip(self.outputs, self.session.run(None, dict(zip(self.inputs, values, strict=True))), strict=True))
+        """All inputs, the target among them, to all results by what they are."""
+        found = self.session.run(None, dict(zip(self.inputs, values, strict=True)))
+        return dict(zip(self._notes.results, found, strict=True))
 
-    def __call__(self, *inputs: Any, target: Target = None, **named: Any) -> Explanation:
+    def __call__(self, /, *inputs: Any, target: Target = None, **named: Any) -> Explanation:
         """Explain one output value per row.
 
         Args:
@@ -85,61 +91,75 @@ class OnnxExplainer:
             TargetError: out of range, or the file's target is fixed.
         """
         feeds = self._feeds(inputs, named)
-        if "target" not in self.inputs:
+        if self._notes.target_input is None:
             if target is not None:
                 raise TargetError(f"this file explains target {self.metadata['target']}: leave target out")
-            return self._explained(self.run(feeds), feeds, None)
+            return self._explained(self._found(feeds), feeds, None)
         chosen = resolve(target, self._rows(target, feeds))
         if not isinstance(chosen, Positions):
             raise TargetError("an exported explainer takes positions of its outputs as targets, not weights or regions")
         columns = chosen.target.unbind(1) if chosen.several else [chosen.target]
-        results = [self.run([*feeds, c.contiguous().numpy()]) for c in columns]
+        results = [self._found([*feeds, c.contiguous().numpy()]) for c in columns]
         together = {
-            key: np.stack([r[key] for r in results], 1) if chosen.several and key not in ("logits", "X") else value
+            key: np.stack([r[key] for r in results], 1) if chosen.several and not _of_rows(key) else value
             for key, value in results[0].items()
         }
         return self._explained(together, feeds, chosen)
 
     def _rows(self, target: Target, feeds: list[np.ndarray]) -> Tensor:
         """The outputs that a target refers to: their shape is enough where it does not depend on their values."""
-        count = int(feeds[0].shape[0]) if self.metadata["batched"] == "yes" else 1
-        shape = next(o.shape for o in self.session.get_outputs() if o.name == "logits")[1:]
+        count = self._count(feeds)
+        shape = self.session.get_outputs()[self._notes.results.index("logits")].shape[1:]
         if target is not None and not callable(target) and all(isinstance(s, int) for s in shape):
             return torch.empty(count, *shape)
-        return torch.from_numpy(self.run([*feeds, np.zeros(count, dtype=np.int64)])["logits"])
+        return torch.from_numpy(self._found([*feeds, np.zeros(count, dtype=np.int64)])["logits"])
+
+    def _count(self, feeds: list[np.ndarray]) -> int:
+        return next((len(array) for array in feeds if array.ndim), 1) if self._notes.batched else 1
+
+    def _found(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return self.run(values)
+        except Exception as error:  # onnxruntime's own have no common type
+            raise InputError(f"onnxruntime refuses these inputs: {said(error)}") from error
 
     def _feeds(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[np.ndarray]:
-        names = [n for n in self.inputs if n != "target"]
-        given = inputs_of_call(names, inputs, named)
-        arrays = [v.numpy(force=True) if isinstance(v, Tensor) else np.asarray(v) for v in given]
-        for want, have in zip(self.session.get_inputs(), arrays, strict=False):
-            fixed = [(w, h) for w, h in zip(want.shape, have.shape, strict=False) if isinstance(w, int) and w != h]
-            if len(want.shape) != have.ndim or fixed:
-                raise InputError(f"input '{want.name}' has shape {have.shape}, the file takes {tuple(want.shape)}")
-        self.sizes.check(names, [torch.from_numpy(a) for a in arrays])
+        given = inputs_of_call(self._notes.inputs, inputs, named)
+        free: dict[str, int] = {}  # a size that stays free is the same wherever it stands
+        arrays = []
+        for want, value in zip(self.session.get_inputs(), given, strict=False):
+            array = _array(want, value)
+            sizes = [
+                free.setdefault(w, h) if isinstance(w, str) else w
+                for w, h in zip(want.shape, array.shape, strict=False)
+            ]
+            if len(want.shape) != array.ndim or any(
+                w not in (None, h) for w, h in zip(sizes, array.shape, strict=True)
+            ):
+                taken = f"({', '.join(map(str, want.shape))})"
+                raise InputError(f"input '{want.name}' has shape {array.shape}, the file takes {taken}{_where(free)}")
+            arrays.append(array)
+        self.sizes.check(self._notes.inputs, [torch.from_numpy(a) for a in arrays])
         return arrays
 
     def _explained(self, got: dict[str, np.ndarray], feeds: list[np.ndarray], chosen: Positions | None) -> Explanation:
+        notes = self._notes
         tensors = {key: torch.from_numpy(np.asarray(value)) for key, value in got.items()}
         outputs = tensors["logits"]
-        kind = self.metadata["target"]
-        fixed = kind if kind in ("input", "top1") else json.loads(kind)
-        positions = chosen or resolve(target_of_call(fixed, len(outputs)), outputs)
+        positions = chosen or resolve(target_of_call(notes.target, len(outputs)), outputs)
         assert isinstance(positions, Positions)
         value = positions.value(outputs)
-        sources = json.loads(self.metadata["explained"])
         inputs: dict[str, InputExplanation | WholeExplanation] = {}
-        for name in sources:
-            end = f".{name}" if len(sources) > 1 else ""
-            at = self.inputs.index(name) if name in self.inputs else None
+        for name in notes.explained:
+            end = f".{name}" if len(notes.explained) > 1 else ""
+            at = notes.inputs.index(name) if name in notes.inputs else None
             x = tensors.get(f"X{end}", torch.from_numpy(feeds[at]) if at is not None else torch.empty(0))
             if f"C_w{end}" in tensors:
                 inputs[name] = InputExplanation(x, tensors[f"C_w{end}"], tensors.get(f"C_b{end}"), positions.several)
             elif f"C{end}" in tensors:
                 inputs[name] = WholeExplanation(x, tensors[f"C{end}"])
-        shares = tensors.get("bias")
-        biased, kept = (json.loads(self.metadata[key]) for key in ("biased", "kept"))
-        explanation = Explanation(outputs, positions.target, value, inputs, BiasTable(biased, shares, value, kept))
+        table = BiasTable(notes.biased, tensors.get("bias"), value, notes.kept)
+        explanation = Explanation(outputs, positions.target, value, inputs, table)
         return explanation.require_sum(tolerances_of(*(t.dtype for t in tensors.values()))["completeness"])
 
     def __repr__(self) -> str:
@@ -147,3 +167,73 @@ class OnnxExplainer:
             f"OnnxExplainer({self.path.name}: {', '.join(self.inputs)} -> {', '.join(self.outputs)}, "
             f"{self.provider}, rules={self.metadata['rules']!r}, bias={self.metadata['bias']!r})"
         )
+
+
+def _of_rows(result: str) -> bool:
+    """Whether a result is the same for all targets: outputs, and each X."""
+    return result.partition(".")[0] in ("logits", "X")
+
+
+# The file's own words ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """The metadata that a call needs, read."""
+
+    inputs: list[str]  # of the model
+    target_input: str | None
+    results: list[str]  # what each output is
+    target: TargetMode
+    explained: list[str]
+    biased: list[str]
+    kept: list[str]
+    batched: bool
+
+
+def _read(metadata: Mapping[str, str], path: Path, inputs: list[str], outputs: list[str]) -> _Notes:
+    """Raises ExportError: an entry is missing or damaged, or the file is not the one that they were written for."""
+    try:
+        given, explained, biased, kept = (_names(metadata[key]) for key in ("inputs", "explained", "biased", "kept"))
+        kind = metadata["target"]
+        target = kind if kind in ("input", "top1") else json.loads(kind)
+        target_input = metadata.get("target_input", "target") if kind == "input" else None
+        named = json.loads(metadata.get("outputs", "{}")) or {name: name for name in outputs}
+        results = {name: result for result, name in named.items()}
+        notes = _Notes(
+            given, target_input, [results[name] for name in outputs], target, explained, biased, kept,
+            metadata["batched"] == "yes",
+        )  # fmt: skip
+        if inputs != [*given, *([] if target_input is None else [target_input])]:
+            raise ValueError(f"the file takes {', '.join(inputs)}")
+        if missing := [key for key in ("rules", "bias") if key not in metadata]:
+            raise KeyError(missing[0])
+        if metadata["batched"] not in ("yes", "no") or "logits" not in notes.results:
+            raise ValueError("it says neither what a row is nor which output has the logits")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ExportError(f"the metadata of '{path}' are damaged, or another program's: {said(error)}") from error
+    return notes
+
+
+def _names(text: str) -> list[str]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{text[:100]} is no list of names")
+    return names
+
+
+_DTYPES = {"float": "float32", "double": "float64"}  # onnxruntime's names, where they are not numpy's
+
+
+def _array(want: Any, value: Any) -> np.ndarray:
+    """An input as an array of the file's dtype. Raises InputError: of another one, or it holds NaN or inf."""
+    array = array_of(want.name, value)
+    kind = want.type.removeprefix("tensor(").removesuffix(")")
+    dtype = _DTYPES.get(kind, kind)
+    if str(array.dtype) != dtype:
+        raise InputError(f"input '{want.name}' is {array.dtype}, the file takes {dtype}; convert it first")
+    return array
+
+
+def _where(sizes: Mapping[str, int]) -> str:
+    return " where " + ", ".join(f"{name} is {size}" for name, size in sizes.items()) if sizes else ""

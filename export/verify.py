@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from torch.export import ExportedProgram
 
 from omenn_fx.capture.nodes import bind
 from omenn_fx.compat import OpOverload
-from omenn_fx.errors import ExportError, OmennError, ParityError
+from omenn_fx.errors import ExportError, OmennError, ParityError, said
+from omenn_fx.explanation import Explanation
 from omenn_fx.export.deployed import Deployed
-from omenn_fx.export.free import nearby
+from omenn_fx.export.draws import Inputs, inputs_to_try
 from omenn_fx.export.nodes import compare
 from omenn_fx.export.runtime import OnnxExplainer, load
 from omenn_fx.export.sizes import FileSizes
@@ -43,33 +44,42 @@ class Proof:
     rounding: float | None = None  # how far the explainer itself is from float64, where that explains the difference
     random: bool = False
 
+    @property
+    def _inputs(self) -> str:
+        return f"{self.inputs} input{'' if self.inputs == 1 else 's'}"
+
     def __str__(self) -> str:
         sums = "" if self.completeness is None else f", completeness {self.completeness:.1e}"
         if self.random:
-            return f"verified on {self.inputs} inputs{sums}; the model draws random numbers, so C is another each time"
+            return f"verified on {self._inputs}{sums}; the model draws random numbers, so C is another each time"
         own = "" if self.rounding is None else f" (which is {self.rounding:.1e} from itself in float64)"
         kinks = "" if not self.kinks else f"; rounding decided at {', '.join(self.kinks)}"
-        return f"verified on {self.inputs} inputs: C within {self.parity:.1e} of S of the twin{own}{sums}{kinks}"
+        return f"verified on {self._inputs}: C within {self.parity:.1e} of S of the twin{own}{sums}{kinks}"
 
 
 def prove(
     path: Path, explainer: Live, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed, sizes: FileSizes
 ) -> Proof:
-    """Compare on the given inputs, on random ones, and on some of other sizes that the file is the model at.
+    """Compare on the given inputs and on others like them, of other sizes too.
 
     Raises ParityError with the first node that differs.
     """
-    with _refusals():
+    with _refusals("onnxruntime cannot run the file on the CPU"):
         session = load(path, providers=["CPUExecutionProvider"])
-    tried = [(args, kwargs), _disturbed(args, kwargs)]
-    tried += nearby(explainer.program_for(args, kwargs)[0].captured, tried[1], sizes)
-    found = [_compared(session, explainer, traced, a, k, deployed) for a, k in tried]
+    found: list[Proof] = []
+    for inputs in inputs_to_try(explainer, (args, kwargs), sizes):
+        with _refusals("the explainer fails on inputs that the file is verified on"):
+            twin, leaves = _explained(explainer, inputs, deployed)
+        if all(torch.isfinite(one.C).all() for one in twin.inputs.values()):
+            found.append(_compared(session, explainer, traced, inputs, leaves, twin, deployed))
+        elif not found:
+            raise ParityError(f"C is not finite at the given inputs in {twin.value.dtype}: there is nothing to verify")
     sums = [f.completeness for f in found if f.completeness is not None]
     return Proof(
         max(f.logits for f in found),
         max(f.parity for f in found),
         max(sums) if sums else None,
-        len(tried),
+        len(found),
         tuple(dict.fromkeys(k for f in found for k in f.kinks)),
         max((f.rounding for f in found if f.rounding is not None), default=None),
         any(f.random for f in found),
@@ -77,14 +87,21 @@ def prove(
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """What onnxruntime cannot run, which is an operator without a kernel for a dtype, as a rule."""
+def _refusals(what: str) -> Iterator[None]:
+    """Errors of onnxruntime (an operator has no kernel for a dtype, as a rule) and of the model's own code."""
     try:
         yield
-    except OmennError:
+    except (OmennError, MemoryError):
         raise
     except Exception as error:
-        raise ExportError(f"onnxruntime cannot run the file on the CPU: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"{what}: {said(error)}") from error
+
+
+def _explained(explainer: Live, inputs: Inputs, deployed: Deployed) -> tuple[Explanation, list[Any]]:
+    """The twin's own explanation, and the leaves of the inputs as the file takes them."""
+    args, kwargs = inputs
+    _, leaves = explainer.program_for(args, kwargs)
+    return explainer(*args, **kwargs, target=deployed.of_call(leaves)), leaves
 
 
 def in_double(values: Any) -> Any:
@@ -103,47 +120,26 @@ def _summed(value: Tensor, like: Tensor) -> Tensor:
     return value.flatten(like.ndim).sum(-1) if value.ndim > like.ndim else value
 
 
-def _disturbed(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    generator = torch.Generator().manual_seed(0)
-
-    def other(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
-        spread = value.float().std().nan_to_num() if value.numel() else 1.0
-        return (noise * spread).to(value.dtype)
-
-    return pytree.tree_map(other, (args, kwargs))
-
-
 def _compared(
-    session: OnnxExplainer, explainer: Live, traced: ExportedProgram, args: Any, kwargs: Any, deployed: Deployed
+    session: OnnxExplainer,
+    explainer: Live,
+    traced: ExportedProgram,
+    inputs: Inputs,
+    leaves: list[Any],
+    twin: Explanation,
+    deployed: Deployed,
 ) -> Proof:
     """onnxruntime's results on some inputs. Its completeness is known where the file holds all of the sum."""
-    _, leaves = explainer.program_for(args, kwargs)
-    twin = explainer(*args, **kwargs, target=deployed.of_call(leaves))
     values = [v.numpy(force=True) for v in leaves if isinstance(v, Tensor)]
     if deployed.takes_target:
         values.append(twin.target.numpy())
-    with _refusals():
+    with _refusals("onnxruntime cannot run the file on the CPU"):
         found = session.run(values)
     got = {name: torch.from_numpy(value).double() for name, value in found.items()}
-    scale = twin.size.double().clamp_min(torch.finfo(torch.float32).tiny)
-
     # a logit that is a small difference of large terms is no more exact than those
-    largest = max(float(v.abs().max()) for v in (twin.outputs.double(), scale) if v.numel())
+    largest = max(float(v.abs().max()) for v in (twin.outputs.double(), _scale(twin)) if v.numel())
     logits = float((got["logits"] - twin.outputs.double()).abs().max()) / max(largest, 1e-30)
-    parity, total = 0.0, torch.zeros_like(scale)
-    complete = all(one.C_b is not None for one in twin.inputs.values())
-    for name, one in twin.inputs.items():
-        end = f".{name}" if len(twin.inputs) > 1 else ""
-        for part, wanted in (("C", one.C), ("C_b", one.C_b)):
-            if f"{part}{end}" in got and wanted is not None:
-                parity = max(parity, _distance(got[f"{part}{end}"], wanted, scale))
-        complete = complete and f"C{end}" in got
-        total = total + _summed(got[f"C{end}"], scale) if complete else total
-    value = Positions(twin.target, deployed.several).value(got["logits"])  # onnxruntime's own
-    error = float(((total - value).abs() / scale).max()) if complete else None
+    parity, error = _parity(got, twin), _completeness(got, twin, deployed)
     dtype = twin.value.dtype
     if error is not None and not error <= COMPLETENESS[dtype]:
         compared = compare(session, traced, values)
@@ -154,7 +150,8 @@ def _compared(
         return Proof(logits, parity, error, 1, random=random)
     drift = ours = 0.0  # what the dtype costs the explainer itself
     if dtype != torch.float64 and explainer.model is not None:
-        exact = explainer.in_float64()(*in_double(args), **in_double(kwargs), target=twin.target)
+        args, kwargs = in_double(inputs)
+        exact = explainer.in_float64()(*args, **kwargs, target=twin.target)
         drift = float((twin.outputs.double() - exact.outputs).abs().max()) / max(largest, 1e-30)
         ours = max(_distance(one.C, exact.inputs[name].C, exact.size) for name, one in twin.inputs.items())
     alike = logits <= max(PARITY[dtype], 10 * drift)
@@ -166,6 +163,37 @@ def _compared(
     what = f"C differs from the twin's by {parity:.1e} of S, the logits by {logits:.1e} of the largest"
     where = compared.wrong or compared.parted or "No single node differs: the difference builds up"
     raise ParityError(f"onnxruntime computes something else: {what}. {where}")
+
+
+def _scale(twin: Explanation) -> Tensor:
+    return twin.size.double().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _end(name: str, twin: Explanation) -> str:
+    return f".{name}" if len(twin.inputs) > 1 else ""
+
+
+def _parity(got: Mapping[str, Tensor], twin: Explanation) -> float:
+    """How far onnxruntime's C and C_b are from the twin's, relative to S."""
+    pairs = [
+        (f"{part}{_end(name, twin)}", wanted)
+        for name, one in twin.inputs.items()
+        for part, wanted in (("C", one.C), ("C_b", one.C_b))
+        if wanted is not None
+    ]
+    gaps = [_distance(got[name], wanted, _scale(twin)) for name, wanted in pairs if name in got]
+    return float(torch.tensor([0.0, *gaps], dtype=torch.float64).max())  # NaN where one is
+
+
+def _completeness(got: Mapping[str, Tensor], twin: Explanation, deployed: Deployed) -> float | None:
+    """How far the sum of onnxruntime's C is from its own explained value; None where C is not all of the sum."""
+    names = [f"C{_end(name, twin)}" for name in twin.inputs]
+    if any(one.C_b is None for one in twin.inputs.values()) or any(name not in got for name in names):
+        return None
+    scale = _scale(twin)
+    total = sum((_summed(got[name], scale) for name in names), torch.zeros_like(scale))
+    value = Positions(twin.target, deployed.several).value(got["logits"])  # onnxruntime's own
+    return float(((total - value).abs() / scale).max())
 
 
 def _draws(traced: ExportedProgram) -> bool:

@@ -157,3 +157,9 @@ class UnsupportedOpError(OmennError):
             'value fixed with roles={"<node name>": "coefficient"}. Nothing falls back to the plain gradient.',
             places,
         )
+
+
+def said(error: BaseException) -> str:
+    """What an error of another library says, on one line: its type, and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

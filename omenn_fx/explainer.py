@@ -287,11 +287,12 @@ class Explainer(nn.Module):
         """Write model and explanation as one ONNX graph, which onnxruntime runs without Python, torch or autograd.
 
         Args:
-            path: the file; weights of more than 2 GB go into a file beside it.
+            path: the file; weights of more than 2 GB go into a file beside it. What was there stays until the new file
+                is verified, and where that fails.
             *inputs, **kwargs: example inputs, which the file is verified on. Default: random ones like those captured.
             outputs: of "logits" (the explained output, always there), "C", "C_w", "C_b" (tensors of the input's shape;
                 with several explained inputs "C.name" of each), "X" (for integer ids, their embeddings), "bias" [N, V]
-                (the share of each node, named in the metadata) and "target" [N].
+                (the share of each node, named in the metadata) and "target" [N]. Names that inputs have get a "_".
             target: "input": an int64 input `target` [N], a flat position in each row of the outputs; "top1": each
                 row's largest output; an int; a list of T ints: T explanations at once, tensors [N, T, ...].
             opset: of ONNX. Default: torch.onnx's.
@@ -299,11 +300,12 @@ class Explainer(nn.Module):
             dynamic: what stays free: "batch" (where it was captured so), "tokens" (the length of sequences), "height"
                 and "width" (of images); or ().
             verify: check the file with onnx, and onnxruntime's results against this explainer's, on the inputs and on
-                random ones.
-            metadata: more entries for the file's metadata, such as the normalisation of the images.
+                others like them that the model takes.
+            metadata: more entries for the file's metadata (text), such as the normalisation of the images.
 
         Raises:
-            ExportError: an operator has no translation, or a library is missing.
+            ExportError: an operator has no translation, a library is missing, the file cannot be written, or no input
+                is given and the model takes none of the random ones.
             ParityError: onnxruntime computes something else; names the first node that differs.
         """
         from omenn_fx.export.onnx import to_onnx  # onnx is needed here alone
@@ -321,7 +323,7 @@ class Explainer(nn.Module):
             *inputs, **kwargs: example inputs.
 
         Raises:
-            ExportError: another ending.
+            ExportError: another ending, or the file cannot be written.
             InputError: the inputs do not fit the model.
         """
         from omenn_fx.export.archive import save  # an explainer leaves by the rooms behind it

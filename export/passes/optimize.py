@@ -259,10 +259,6 @@ def share_attention(editor: Editor) -> None:
         _hoist(editor, weights, node)
         with editor.before(node):
             editor.replace(node, editor.call(aten.matmul.default, weights, node.args[2]))
-        for view in editor.nodes(
-            aten.view.default
-        ):  # torch's attention returns other strides than a product of matrices
-            view.target = aten.reshape.default
 
 
 def _attention_of(node: Any) -> tuple[Any, ...]:

@@ -43,6 +43,10 @@ NAMES = {
     "swapaxes": "transpose",
     "swapdims": "transpose",
     "true_divide": "div",
+    # A view asks for strides, which another way to the same values need not have: decompositions, passes, a caller.
+    "_unsafe_view": "reshape",
+    "view": "reshape",
+    "view_as": "reshape_as",
 }
 _OVERLOADS = {"transpose": "int"}  # where the overloads of both have other names
 

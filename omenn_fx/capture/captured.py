@@ -7,7 +7,9 @@ operator without a rule, pays for `run_decompositions`.
 
 from __future__ import annotations
 
+import keyword
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -25,7 +27,7 @@ from omenn_fx.capture.conditions import Conditions, sizes_of
 from omenn_fx.capture.decompositions import decomposed
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.capture.model_state import Keys
-from omenn_fx.capture.nodes import place_of
+from omenn_fx.capture.nodes import fresh_name, place_of
 from omenn_fx.capture.single import conditions_of, rows_at_one, with_rows
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
 from omenn_fx.capture.torch_export import export, own_path, own_stack, require_eval
@@ -104,6 +106,7 @@ def capture(
         table = torch.export.default_decompositions()
         for op in [op for op in table if op in rules]:
             table.pop(op)
+        _require_written_names(program)
         written = decomposed(program, table, rules)
         effects = any(spec.kind == InputKind.TOKEN for spec in written.graph_signature.input_specs)
         # Ordered side effects (error checks of linear algebra) have no affine form: name the operator as it was.
@@ -207,17 +210,56 @@ def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.G
     kinds = {node: signature[node.name] for node in program.graph.find_nodes(op="placeholder")}
     users = [node for node, spec in kinds.items() if spec.kind == InputKind.USER_INPUT]
     env = {node: graph.placeholder(node.name) for node in users}  # in front of everything else
+    paths = _attribute_paths([own_path(str(spec.target)) for spec in kinds.values() if spec.target is not None])
     for node, spec in kinds.items():
         if node not in env:
             target = str(spec.target)
             tensor = program.state_dict.get(target, program.constants.get(target))
             if not isinstance(tensor, torch.Tensor):
                 raise CaptureError(f"the model holds '{target}', which is not a tensor ({type(tensor).__name__})")
-            path = own_path(target)
+            path = paths[own_path(target)]
             _assign(root, path, tensor)
             env[node] = graph.create_node("get_attr", path, name=path.replace(".", "_"))
         env[node].meta = dict(node.meta)
     return env
+
+
+def _attribute_paths(names: Sequence[str]) -> dict[str, str]:
+    """Names of parameters and buffers -> where they lie in the graph's module.
+
+    That is where they lie in the model, unless they would take the place of something of the graph module's own there
+    (`graph`, `code`), or cannot be written in the code that it makes of its graph.
+    """
+    taken = {name.partition(".")[0] for name in names} | _RESERVED
+    paths = {}
+    for name in names:
+        plain = name.partition(".")[0] not in _RESERVED and _can_be_written(name)
+        paths[name] = name if plain else fresh_name("named", taken)
+        taken.add(paths[name])
+    return paths
+
+
+_RESERVED = {*dir(fx.GraphModule(nn.Module(), fx.Graph()))}
+
+
+def _can_be_written(path: str) -> bool:
+    """Whether torch can write a path of attributes in the code that it makes of a graph: it quotes, but never escapes.
+
+    A keyword (a `ModuleDict` may have one for a key) is a syntax error there, and a quotation mark ends the name, so
+    that the rest of it would run.
+    """
+    return not any(keyword.iskeyword(part) or re.search(r'["\\\n\r]', part) for part in path.split("."))
+
+
+def _require_written_names(program: ExportedProgram) -> None:
+    """Raise CaptureError where the name of a parameter would break the code that torch makes of a program."""
+    targets = [own_path(str(spec.target)) for spec in program.graph_signature.input_specs if spec.target is not None]
+    wrong = [repr(name)[:80] for name in targets if not _can_be_written(name)]
+    if wrong:
+        raise CaptureError(
+            f"torch.export cannot take the model apart: it cannot write in code the names {', '.join(wrong[:3])}",
+            fix="rename these parts of the model: without Python's keywords, quotation marks, backslashes or new lines",
+        )
 
 
 def canonicalised(node: fx.Node) -> fx.Node:

@@ -9,8 +9,9 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx.algebra.ruleset import RuleSet
+from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.nodes import place_of
-from omenn_fx.capture.torch_export import own_path, quiet
+from omenn_fx.capture.torch_export import own_path
 from omenn_fx.compat import HigherOrderOperator
 from omenn_fx.errors import CaptureError, Place
 

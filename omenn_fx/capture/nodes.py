@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def producer(node: fx.Node) -> tuple[fx.Node, int | None]:
 def free_name(module: torch.nn.Module, name: str) -> str:
     """A name for a new attribute: the model may have one of this name itself."""
     while hasattr(module, name):
+        name = f"{name}_"
+    return name
+
+
+def fresh_name(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken: what is the user's keeps its own."""
+    while name in taken:
         name = f"{name}_"
     return name
 

@@ -87,7 +87,7 @@ class CheckReport:
             table.add_row(
                 Text(verdict.value, style=COLOURS[verdict]),
                 str(len(nodes)),
-                ", ".join(shown) + (f" and {rest} more" if rest else ""),
+                Text(", ".join(shown) + (f" and {rest} more" if rest else "")),  # a name may look like markup
             )
         return table
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escaped
 
 from omenn_fx.checking.verdict import COLOURS, NodeVerdict, Verdict
+from omenn_fx.printable import printable
 
 WIDTH, ROW, INDENT, BAR = 960, 20, 18, 220
 HEAD = 74  # title and legend above the first row
@@ -80,6 +81,11 @@ def tree(nodes: Iterable[NodeVerdict]) -> Module:
             at = at.modules[part]
         at.inside.append(node)
     return root
+
+
+def escape(text: str) -> str:
+    """A text of the user's as text of the SVG: without what XML cannot hold, such as control characters."""
+    return escaped(printable(text))
 
 
 def svg(title: str, nodes: Sequence[NodeVerdict]) -> str:

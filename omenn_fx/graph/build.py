@@ -20,7 +20,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from omenn_fx.algebra.bias_policy import Policy
 from omenn_fx.analysis.batch_dim import Layouts
 from omenn_fx.analysis.roles import Tagged
-from omenn_fx.capture.nodes import free_name, value_of
+from omenn_fx.capture.nodes import free_name, fresh_name, value_of
 from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.compat import enable_python_dispatcher, fake_mode_of
 from omenn_fx.graph.schedule import hoist, writes
@@ -195,7 +195,7 @@ def _forward(tagged: Tagged, tracer: _Tracer) -> tuple[dict[fx.Node, Any], Any]:
     """Copy the captured graph: the value of each of its nodes, and the cotangent, an input behind the model's own."""
     graph, nodes = tracer.graph, tagged.captured.graph.nodes
     env = {node: graph.node_copy(node) for node in nodes if node.op == "placeholder"}
-    cotangent = graph.placeholder(COTANGENT)
+    cotangent = graph.placeholder(fresh_name(COTANGENT, [str(n.target) for n in env.values()]))
     cotangent.meta["val"] = value_of(tagged.output)
     values: dict[fx.Node, Any] = {}
     for node in nodes:

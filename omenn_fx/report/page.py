@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -23,6 +24,7 @@ from omenn_fx.explainer import Explainer, transform
 from omenn_fx.explanation import Explanation
 from omenn_fx.loading.images import open_image
 from omenn_fx.loading.models import Loaded
+from omenn_fx.printable import printable
 from omenn_fx.report.content import Subject, subject, top_classes
 from omenn_fx.target import Target
 from omenn_fx.visualize import Display, colours
@@ -180,11 +182,17 @@ def _width(pixels: np.ndarray) -> int:
     return width * max(1, round(SHOWN / max(height, width)))
 
 
+def _printable(value: Any) -> Any:
+    """Text of the user's; what is a template's own stays as it is."""
+    return printable(value) if type(value) is str else value
+
+
 def _environment() -> jinja2.Environment:
-    """Templates in which every value is escaped."""
+    """Templates in which every value is escaped, and what no page can hold is shown as a code."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_printable,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -13,8 +13,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 
+from omenn_fx.printable import printable
 from omenn_fx.visualize.parts import MINUS, TIMES
 from omenn_fx.visualize.pixels import COLORMAP, overlay, symmetric_scale
 
@@ -59,7 +61,9 @@ class Page:
             self.text(MARGIN, top - 0.43, proof, 8, color=FAINT)
 
     def written(self, path: str | Path | None) -> Figure:
-        """The figure, written to `path` where there is one."""
+        """The figure, written to `path` where there is one; an SVG cannot hold control characters, of a name, say."""
+        for text in self.figure.findobj(Text):
+            text.set_text(printable(text.get_text()))
         if path is not None:
             self.figure.savefig(path)
         return self.figure
@@ -152,7 +156,7 @@ def sized(shape: tuple[int, ...]) -> str:
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Inches of a line of text in the figures' font, `size` in points."""
     font = FontProperties(size=size, weight=weight)
-    outline = TextPath((0, 0), text.replace("$", r"\$"), prop=font).vertices
+    outline = TextPath((0, 0), printable(text).replace("$", r"\$"), prop=font).vertices
     return float(outline[:, 0].max(initial=0)) / 72
 
 

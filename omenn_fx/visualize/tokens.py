@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from omenn_fx.printable import printable
 from omenn_fx.visualize.explained import Explained
 from omenn_fx.visualize.panels import HEADER, INK, MARGIN, Page, text_width
 from omenn_fx.visualize.parts import TIMES, Part, Row, part, proof, signed, titled
@@ -138,15 +139,19 @@ def token_html(
     shown = part(explanation, row, input, class_name)
     spans = []
     for word in _words(tokens, shown):
-        hint = html.escape(f"{word.run.label}: {signed(word.value)}")
+        hint, text = _escaped(f"{word.run.label}: {signed(word.value)}"), _escaped(word.text)
         style = f"background:{word.paper};color:{word.ink};padding:0.1em 0.15em;border-radius:0.2em"
-        spans.append(f'{"" if word.glued else " "}<span title="{hint}" style="{style}">{html.escape(word.text)}</span>')
-    caption = html.escape(f"{titled(title, shown.label)}. {shown.balance}. {colours_meaning(shown)}")
+        spans.append(f'{"" if word.glued else " "}<span title="{hint}" style="{style}">{text}</span>')
+    caption = _escaped(f"{titled(title, shown.label)}. {shown.balance}. {colours_meaning(shown)}")
     return (
         '<figure class="omenn-tokens" style="margin:1em 0">'
         f'<p style="line-height:1.8;margin:0">{"".join(spans).strip()}</p>'
         f'<figcaption style="font-size:0.8em;color:#666">{caption}</figcaption></figure>'
     )
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 @dataclass(frozen=True)

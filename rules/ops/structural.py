@@ -99,8 +99,6 @@ class Reshape(Moves):
 
 
 @static(
-    aten.view.default,
-    aten._unsafe_view.default,
     aten.reshape.default,
     aten.flatten.using_ints,
     aten.unflatten.int,
@@ -119,7 +117,7 @@ def _reshape(call: Call) -> Linear:
 
 
 static(
-    aten.reshape_as.default, aten.view_as.default,
+    aten.reshape_as.default,
     passes_gate=True, complex=True, sign="kept", unread=("other",), rows=VIEW,
 )(_reshape)  # fmt: skip
 
