@@ -13,6 +13,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
+from omenn_fx.capture.pt2_file import load_program
 from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explanation import Explanation
@@ -50,17 +51,18 @@ def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mappi
     torch.export.save(program, path, extra_files={NOTES: json.dumps(notes)})
 
 
-def load(path: str | Path) -> SavedExplainer:
-    """Load an explainer that `Explainer.save` wrote.
+def load(path: str | Path, trusted: bool = False) -> SavedExplainer:
+    """Load an explainer that `Explainer.save` wrote. See `omenn_fx.load`.
 
     Raises:
         ExportError: no such file, or a program that is no explainer.
+        FileError: it is damaged, or not plain data.
     """
     path = Path(path)
     if not path.exists():
         raise ExportError(f"there is no file '{path}'")
     notes = {NOTES: ""}
-    program = torch.export.load(path, extra_files=notes)
+    program = load_program(path, trusted, notes)
     if not notes[NOTES]:
         raise ExportError(f"'{path}' holds a program, but not one that Explainer.save wrote")
     return SavedExplainer(program, json.loads(notes[NOTES]))

@@ -118,6 +118,10 @@ class ExportError(OmennError):
     """An explainer cannot be written, or a written one cannot be read."""
 
 
+class FileError(CaptureError, ExportError):
+    """A file is damaged, or holds what could run code or exhaust the memory where it is loaded."""
+
+
 class ParityError(ExportError):
     """The exported explainer does not compute what the explainer does. Names the first node that differs."""
 

@@ -23,6 +23,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
+from omenn_fx.capture.pt2_file import load_program
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
 from omenn_fx.compat import failure_of
 from omenn_fx.errors import CaptureError, ModeError, Place
@@ -33,13 +34,13 @@ log = logging.getLogger("omenn_fx")
 Source = nn.Module | ExportedProgram | str | Path
 
 
-def load_source(source: Source) -> nn.Module | ExportedProgram:
-    """An ExportedProgram from the path of a .pt2 file; modules and programs as they are."""
+def load_source(source: Source, trusted: bool = False) -> nn.Module | ExportedProgram:
+    """An ExportedProgram from the path of a .pt2 file (see load_program); modules and programs as they are."""
     if isinstance(source, (str, Path)):
         path = Path(source)
         if not path.exists():
             raise CaptureError(f"there is no file '{path}'; a path must name a .pt2 file saved by torch.export.save")
-        return torch.export.load(path)
+        return load_program(path, trusted)
     if isinstance(source, (nn.Module, ExportedProgram)):
         return source
     raise TypeError(

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.export import ExportedProgram
 
+from omenn_fx.capture.pt2_file import load_program
 from omenn_fx.errors import InputError, OmennError
 from omenn_fx.loading import images
 from omenn_fx.loading.images import Preprocess
@@ -70,7 +71,13 @@ class Loaded:
         return next((v.dtype for v in values if v.is_floating_point()), torch.float32)
 
 
-def load(spec: str, weights: Path | None = None, pretrained: bool = False, sizes: Sizes | None = None) -> Loaded:
+def load(
+    spec: str,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    sizes: Sizes | None = None,
+    trusted: bool = False,
+) -> Loaded:
     """Load the model that a spec names.
 
     Args:
@@ -78,8 +85,10 @@ def load(spec: str, weights: Path | None = None, pretrained: bool = False, sizes
         weights: a state_dict: .pth, .pt (read with weights_only=True) or .safetensors.
         pretrained: ask torchvision or timm for its own weights (it downloads them).
         sizes: the user's own preprocessing.
+        trusted: load a `.pt2` file that could run code, as you would start a program.
 
     Raises:
+        FileError: a `.pt2` file is damaged, or, unless trusted, holds more than plain tensors and known operators.
         SourceError: no such model, factory, file or library; unreadable or misfitting weights.
         InputError: the preprocessing does not fit.
     """
@@ -98,7 +107,7 @@ def load(spec: str, weights: Path | None = None, pretrained: bool = False, sizes
     if spec.endswith(".pt2"):
         if weights:
             raise SourceError(f"'{spec}' is an exported program and holds its weights: leave --weights out")
-        program = _program(Path(spec))
+        program = _program(Path(spec), trusted)
         return Loaded(program, _standard(sizes, _input_shape(program)))
     model = _factory(spec)
     if weights:
@@ -201,15 +210,10 @@ def _imported(what: str, run: Callable[[], Any]) -> Any:
         raise SourceError(f"'{what}' cannot be imported: {type(error).__name__}: {error}{_line_of(error)}") from error
 
 
-def _program(path: Path) -> ExportedProgram:
+def _program(path: Path, trusted: bool) -> ExportedProgram:
     if not path.is_file():
         raise SourceError(f"there is no file '{path}'")
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # a damaged archive raises anything from zipfile to KeyError
-        raise SourceError(
-            f"'{path}' cannot be read as an exported program (torch.export.save makes one): {_first_line(error)}"
-        ) from error
+    return load_program(path, trusted)
 
 
 def _input_shape(program: ExportedProgram) -> tuple[Any, ...]:
