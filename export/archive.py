@@ -13,7 +13,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
-from omenn_fx.capture.pt2_file import load_program
+from omenn_fx.capture.pt2_file import NOTES, load_program
 from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explanation import Explanation
@@ -24,7 +24,6 @@ from omenn_fx.program import Live, Runnable
 from omenn_fx.target import Target
 
 Tensor = torch.Tensor
-NOTES = "omenn_fx.json"
 
 
 def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

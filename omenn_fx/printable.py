@@ -37,3 +37,28 @@ class Printable:
 
         for segment in console.render(self.what, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+class Fitted:
+    """A table of rich; in a terminal that is narrower than its words, a line for each cell.
+
+    What is cut off a number leaves another number.
+    """
+
+    def __init__(self, table: Any):
+        self.table = table
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        needed = console.measure(self.table, options=options.update_width(1000)).minimum
+        if needed <= options.max_width:
+            yield self.table
+            return
+        if self.table.title:
+            yield self.table.title
+        columns = self.table.columns
+        for row in zip(*(column.cells for column in columns), strict=True):
+            for column, cell in zip(columns, row, strict=True):
+                if str(cell):
+                    yield Text(" ".join(f"{column.header} {cell}".split()))

@@ -22,6 +22,7 @@ from omenn_fx.capture.plain_program import NotPlainError, check_program
 from omenn_fx.compat import archive_reader, parsed_payloads, parsed_program
 from omenn_fx.errors import FileError
 
+NOTES = "omenn_fx.json"  # the extra file of a saved explainer
 _TRUST = "pass trusted=True (on the command line --trust) where you trust the file as you would trust a program"
 _ENTRIES = re.compile(
     r"(models/[\w.-]+\.json|data/(weights|constants|sample_inputs)/[\w.-]+|extra/.+|executorch/.+|\.data/\w+|byteorder|"

@@ -23,7 +23,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
-from omenn_fx.capture.pt2_file import load_program
+from omenn_fx.capture.pt2_file import NOTES, load_program
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
 from omenn_fx.compat import failure_of
 from omenn_fx.errors import CaptureError, ModeError, Place
@@ -40,7 +40,13 @@ def load_source(source: Source, trusted: bool = False) -> nn.Module | ExportedPr
         path = Path(source)
         if not path.exists():
             raise CaptureError(f"there is no file '{path}'; a path must name a .pt2 file saved by torch.export.save")
-        return load_program(path, trusted)
+        notes = {NOTES: ""}
+        program = load_program(path, trusted, notes)
+        if notes[NOTES]:
+            raise CaptureError(
+                f"'{path}' holds a saved explainer, not a model", fix=f"read it with omenn_fx.load('{path}')"
+            )
+        return program
     if isinstance(source, (nn.Module, ExportedProgram)):
         return source
     raise TypeError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omenn_fx._version import __version__
 from omenn_fx.checking.graph_picture import svg
 from omenn_fx.checking.verdict import COLOURS, NOWHERE, PROBLEMS, WARNINGS, Finding, NodeVerdict, Verdict
-from omenn_fx.printable import Printable
+from omenn_fx.printable import Fitted, Printable
 
 if TYPE_CHECKING:  # imported where a report is shown: importing omenn_fx should cost little
     import networkx as nx
@@ -63,7 +63,7 @@ class CheckReport:
         )
         parts: list[Any] = [head]
         if self.nodes:
-            parts.append(self._table())
+            parts.append(Fitted(self._table()))
         for title, style, findings in (("problem", "red", self.problems), ("warning", "yellow", self.warnings)):
             for finding in findings:
                 parts.append(Text.assemble((f"{title}: ", f"bold {style}"), str(finding)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omenn_fx._version import __version__
 from omenn_fx.errors import Place
-from omenn_fx.printable import Printable
+from omenn_fx.printable import Fitted, Printable
 
 if TYPE_CHECKING:  # imported where a report is shown: importing omenn_fx should cost little
     from matplotlib.figure import Figure
@@ -128,7 +128,7 @@ class ValidationReport:
             head.append(f"; in float64 the outputs differ by {differ} of the largest")
         lines = [Text.assemble(("failed: ", "bold red"), f) for f in self.failures[:20]]
         more = len(self.failures) - 20
-        return Printable(Group(head, table, *lines, *([Text(f"and {more} more")] if more > 0 else [])))
+        return Printable(Group(head, Fitted(table), *lines, *([Text(f"and {more} more")] if more > 0 else [])))
 
     def __str__(self) -> str:
         from rich.console import Console

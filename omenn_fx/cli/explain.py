@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -28,7 +28,7 @@ from omenn_fx.errors import InputError
 from omenn_fx.explanation import Explanation
 from omenn_fx.loading import models as sources
 from omenn_fx.loading.models import Loaded, Sizes
-from omenn_fx.printable import Printable, printable
+from omenn_fx.printable import Fitted, Printable, printable
 from omenn_fx.report import Report, class_name
 from omenn_fx.target import Target
 from omenn_fx.visualize import Display, bias_share, number, percent, picture
@@ -133,30 +133,23 @@ def explain_images(
     console: Console | None = None,
     kept: Sequence[Path] = (),
 ) -> list[Path]:
-    """Explain each image, print its table and write its picture to the folder `out`.
+    """Explain each image, print its table and write its picture, named after it, to the folder `out`.
 
     Args:
         loaded: the model with its preprocessing and class names (sources.load makes one).
         files: image files.
-        out: a folder, made where it is missing. A picture is named after its image.
+        out: a folder, made where it is missing.
         target, rules, bias: what is explained and how, as `transform` and `Explainer` take them.
         report: an HTML page about all images (see omenn_fx.report.write), which also validates each; None: none.
         display: how the maps of both are drawn. Default: `omenn_fx.visualize.Display.default`.
         console: where to print. Default: standard output.
         kept: more files that are not written over, as none of `files` is.
 
-    Returns:
-        The paths of the pictures, in the order of `files`.
-
     Raises:
-        OmennError: a file is no image or would be written over, `out` is no folder, the model cannot be explained, its
-            result is not finite, or it has no such target.
+        OmennError: a file is no image or would be written over, or the model has no such target or explanation.
     """
     console = console or Console()
-    # All images first: a wrong name should not cost a capture.
-    batches = images_of(loaded, files).split(1)
-    paths = _paths(files, out)
-    common.make_folder(out)
+    batches, paths = images_of(loaded, files).split(1), _paths(files, out)  # first: an error should not cost a capture
     common.require_free([*paths, report], [*files, *kept])
     completeness: list[float] = []
     with _progress(console) as progress:
@@ -164,13 +157,14 @@ def explain_images(
         explainer = omenn_fx.transform(loaded.model, batches[0], rules=rules, bias=bias)
         page = Report(loaded, explainer, target, display=display)
         for file, x, path in zip(files, batches, paths, strict=True):
-            progress.update(task, description=f"explaining {printable(file.name)}")
+            name = printable(file.name)
+            progress.update(task, description=f"explaining {name}")
             explanation = explainer(x, target=target if report is None else page.target)
-            _check(explanation, loaded.classes, file)
-            completeness.append(_show(loaded, explanation, x, file.name, path, display, console))
+            _check(explanation, loaded.classes, name)
+            completeness.append(_show(loaded, explanation, x, name, path, display, console))
             if report is not None:
-                progress.update(task, description=f"validating {printable(file.name)} for the report")
-                page.add(file.name, x, explanation)
+                progress.update(task, description=f"validating {name} for the report")
+                page.add(name, x, explanation)
             progress.advance(task)
     if report is not None:
         page.write(report)
@@ -178,12 +172,12 @@ def explain_images(
     return paths
 
 
-def _check(explanation: Explanation, classes: Sequence[str] | None, file: Path) -> None:
+def _check(explanation: Explanation, classes: Sequence[str] | None, name: str) -> None:
     """Raise InputError where an explanation holds no numbers, or its classes have other names than are given."""
     shown = (explanation.value, explanation.sum, explanation.completeness_error)
     if not all(bool(values.isfinite().all()) for values in shown):
         value = float(explanation.value.flatten()[0])
-        raise InputError(f"the explanation of '{file}' is not finite: the model computes {value} where it is explained")
+        raise InputError(f"the explanation of '{name}' is not finite: the model computes {value} where it is explained")
     count = explanation.outputs.shape[1] if explanation.outputs.ndim == 2 else 0
     if classes and count and len(classes) != count:
         raise InputError(f"{len(classes)} class names are given for {count} classes: one line for each class is wanted")
@@ -201,10 +195,8 @@ def _show(
     """Write the picture of one image and print its table; the completeness error of what both show."""
     at = _shown(explanation)
     name = _name(loaded.classes, explanation, int(explanation.target[at]))
-    picture(loaded.preprocess.undo(x[0]), explanation, at, path, printable(title), name, display=display)
-    shown = table(explanation, title, loaded.classes)
-    needed = console.measure(shown, options=console.options.update_width(1000)).minimum
-    console.print(Printable(_by_lines(shown) if needed > console.width else shown))
+    picture(loaded.preprocess.undo(x[0]), explanation, at, path, title, name, display=display)
+    console.print(Printable(Fitted(table(explanation, title, loaded.classes))))
     return float(explanation.completeness_error[at])
 
 
@@ -245,14 +237,6 @@ def table(explanation: Explanation, title: str, classes: Sequence[str] | None = 
 def _name(classes: Sequence[str] | None, explanation: Explanation, index: int) -> str | None:
     name = class_name(classes, explanation, index)
     return None if name is None else printable(name)
-
-
-def _by_lines(grid: Table) -> Group:
-    """A table that is wider than the terminal as a line for each cell: a number that is cut is another number."""
-    names = [str(column.header).replace("\n", " ") for column in grid.columns]
-    rows = zip(*(column.cells for column in grid.columns), strict=True)
-    lines = [Text(f"{name} {cell}") for row in rows for name, cell in zip(names, row, strict=True) if str(cell)]
-    return Group(grid.title or "", *lines)
 
 
 def _shown(explanation: Explanation) -> Row:

@@ -17,7 +17,7 @@ from omenn_fx.errors import InputError
 
 log = logging.getLogger("omenn_fx")
 Tensor = torch.Tensor
-LARGEST = 8192  # a side of what a model reads, in pixels
+LARGEST = 4096  # a side of what a model reads, in pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

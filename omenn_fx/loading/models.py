@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 from torch.export import ExportedProgram
 
-from omenn_fx.capture.pt2_file import load_program
+from omenn_fx.capture.torch_export import load_source
 from omenn_fx.errors import InputError
 from omenn_fx.loading import images
 from omenn_fx.loading.images import Preprocess
@@ -224,7 +224,9 @@ def _imported(what: str, run: Callable[[], Any]) -> Any:
 def _program(path: Path, trusted: bool) -> ExportedProgram:
     if not path.is_file():
         raise SourceError(f"there is no file '{path}'")
-    return load_program(path, trusted)
+    program = load_source(path, trusted)
+    assert isinstance(program, ExportedProgram)
+    return program
 
 
 def _input_shape(program: ExportedProgram) -> tuple[Any, ...]:
