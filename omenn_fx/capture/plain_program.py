@@ -134,23 +134,31 @@ def _is_known_call(call: ast.Call) -> bool:
     if not isinstance(call.func, ast.Name):
         return False
     texts = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-    plain = all(k.arg and isinstance(k.value, ast.Constant) and _is_number(k.value.value) for k in call.keywords)
+    plain = all(k.arg and isinstance(k.value, ast.Constant) and _is_setting(k.value.value) for k in call.keywords)
     if call.func.id in ("Symbol", "Float", "Integer") and texts and len(call.args) == 1:
         if call.func.id == "Symbol":
             _is_symbol(texts[0])
             return plain
         return plain and bool(_NUMBER.fullmatch(texts[0]))
+    if call.func.id == "Float" and len(call.args) > 1:  # with a precision
+        return False
     return call.func.id in _FUNCTIONS and plain and all(map(_is_arithmetic, call.args))
 
 
+def _is_setting(value: object) -> bool:
+    """A flag or a precision."""
+    return isinstance(value, (bool, int)) and 0 <= value <= 4096
+
+
 def _grows(tree: ast.AST) -> bool:
-    """Whether a power could be a number without end: of a power, or with a large exponent."""
+    """Whether a power could be a number without end: of a power, or with an exponent that is large or computed."""
     for node in ast.walk(tree):
         operands = _of_power(node)
         if operands and any(_of_power(inner) for operand in operands for inner in ast.walk(operand)):
             return True
-        numbers = [n.value for n in ast.walk(operands[-1]) if isinstance(n, ast.Constant)] if operands else []
-        if any(not isinstance(n, str) and abs(n) > _LARGEST_POWER for n in numbers):
+        constants = [n.value for n in ast.walk(operands[-1]) if isinstance(n, ast.Constant)] if operands else []
+        numbers = [abs(n) for n in constants if isinstance(n, (int, float))]
+        if len(numbers) > 1 or max(numbers, default=0) > _LARGEST_POWER:
             return True
     return False
 

@@ -28,7 +28,7 @@ _ENTRIES = re.compile(
     r"(models/[\w.-]+\.json|data/(weights|constants|sample_inputs)/[\w.-]+|extra/.+|executorch/.+|\.data/\w+|byteorder|"
     r"version|archive_format|archive_version|\.format_version|\.storage_alignment)"
 )
-_SLACK = 2**26  # bytes by which small files may grow when they are unpacked
+_SLACK = 2**24  # bytes by which small files may grow when they are unpacked
 
 
 def load_program(path: Path, trusted: bool = False, extra_files: dict[str, Any] | None = None) -> ExportedProgram:

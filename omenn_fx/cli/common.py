@@ -96,6 +96,13 @@ def logged(errors: Console) -> Iterator[None]:
 # Models and images ----------------------------------------------------------------------------------------------------
 
 
+def hush() -> None:
+    """What torch says of its own code, and tracebacks that it logs beside the errors that it raises: not for users."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("torch.export", "torch._export"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def loaded_model(
     spec: str,
     errors: Console,
@@ -106,7 +113,7 @@ def loaded_model(
 ) -> Loaded:
     """Load a model for a command that reports by itself: warnings of ours would say it twice."""
     logging.getLogger("omenn_fx").setLevel(logging.ERROR)  # the report says it
-    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, about its own code
+    hush()
     with errors.status("loading the model"):
         return sources.load(spec, weights, pretrained, sizes, trusted)
 

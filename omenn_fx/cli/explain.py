@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
@@ -97,7 +96,7 @@ def explain(
     console, errors = Console(), Console(stderr=True)
     sizes = Sizes(size, resize, _floats("--mean", mean), _floats("--std", std))
     wanted = _target(target)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, about its own code
+    common.hush()
     with logged(errors), reported(errors, FAILED):
         with console.status("loading the model"):
             loaded = sources.load(model, weights, pretrained, sizes, trust)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
+from omenn_fx.capture.plain_program import NotPlainError
+from omenn_fx.capture.pt2_file import within
 from omenn_fx.loading.libraries import SourceError, first_line, import_library
 
 
@@ -106,9 +109,14 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return import_library("safetensors.torch").load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                within(archive.infolist(), path.stat().st_size)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SourceError:
         raise
+    except NotPlainError as error:
+        raise SourceError(f"the weights in '{path}' are not read: {error}") from error
     except pickle.UnpicklingError as error:
         raise SourceError(
             f"'{path}' holds no plain state_dict: it is damaged, or it pickles objects whose code would have to run; "
