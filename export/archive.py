@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
 from omenn_fx.algebra.tolerances import tolerances_of
-from omenn_fx.capture.exclusive import quiet
+from omenn_fx.capture.pt2_file import NOTES, load_program
 from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.errors import ExportError, InputError, OmennError, said
 from omenn_fx.explanation import Explanation
@@ -28,7 +28,6 @@ from omenn_fx.program import Live, Runnable
 from omenn_fx.target import Target
 
 Tensor = torch.Tensor
-NOTES = "omenn_fx.json"
 _KEYS = ("version", "rules", "bias", "batched", "inputs", "constants", "tensors", "explained", "biased", "kept")
 
 
@@ -57,18 +56,18 @@ def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mappi
         torch.export.save(program, meanwhile, extra_files={NOTES: json.dumps(notes)})
 
 
-def load(path: str | Path) -> SavedExplainer:
-    """Load an explainer that `Explainer.save` wrote.
+def load(path: str | Path, trusted: bool = False) -> SavedExplainer:
+    """Load an explainer that `Explainer.save` wrote. See `omenn_fx.load`.
 
     Raises:
-        ExportError: no such file, none that torch.export.save wrote, or a program that is no explainer.
+        ExportError: no such file, or a program that is no explainer.
+        FileError: it is damaged, or not plain data.
     """
     path = Path(path)
     if not path.exists():
         raise ExportError(f"there is no file '{path}'")
     notes = {NOTES: ""}
-    with _reading(f"'{path}' cannot be read, it is damaged or no .pt2 file"), quiet():
-        program = torch.export.load(path, extra_files=notes)
+    program = load_program(path, trusted, notes)
     if not notes[NOTES]:
         raise ExportError(f"'{path}' holds a program, but not one that Explainer.save wrote")
     with _reading(f"'{path}' is a saved explainer, but its notes are damaged or another version's"):

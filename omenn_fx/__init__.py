@@ -20,6 +20,7 @@ from omenn_fx.checking.verdict import NodeVerdict, Verdict
 from omenn_fx.errors import (
     CaptureError,
     ExportError,
+    FileError,
     IncompleteWarning,
     InputError,
     MixedBatchError,
@@ -54,11 +55,20 @@ def _load_rules() -> None:
 omenn.table.filled_by(_load_rules)
 
 
-def load(path: str | Path) -> SavedExplainer:
-    """Load an explainer that `Explainer.save` wrote to a `.pt2` file. Raises ExportError where it is none."""
+def load(path: str | Path, *, trusted: bool = False) -> SavedExplainer:
+    """Load an explainer that `Explainer.save` wrote to a `.pt2` file.
+
+    Args:
+        path: the file.
+        trusted: also load what could run code (SECURITY.md), as you would start a program.
+
+    Raises:
+        ExportError: there is no such file, or it holds no explainer.
+        FileError: it is damaged, or, unless trusted, holds more than plain tensors and known operators.
+    """
     from omenn_fx.export.archive import load as read
 
-    return read(path)
+    return read(path, trusted)
 
 
 __all__ = [
@@ -69,6 +79,7 @@ __all__ = [
     "Explainer",
     "Explanation",
     "ExportError",
+    "FileError",
     "IncompleteWarning",
     "InputError",
     "InputExplanation",

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from types import FrameType
 from typing import Any, Literal
 
@@ -49,6 +50,9 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "ShapeEnv.suppress_guards",
         "statically_known_true",
     ),
+    "torch._C": ("PyTorchFileReader", "_dispatch_has_kernel"),
+    "torch._export.serde.schema": ("ExportedProgram", "PayloadConfig"),
+    "torch._export.serde.serialize": ("_SYM_OPS", "_bytes_to_dataclass"),
     "torch._decomp.decompositions": ("lstm_impl",),
     "torch._dynamo.decorators": ("skip",),
     "torch._dynamo.exc": ("UserError", "UserErrorType.DYNAMIC_CONTROL_FLOW"),
@@ -223,6 +227,41 @@ def failure_of(error: Exception) -> Failure | None:
     if isinstance(error, (fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)):
         return "no fake"
     return next((what for kind, text, what in _TEXTS if type(error) is kind and text in str(error)), None)
+
+
+# Files of torch.export -----------------------------------------------------------------------------------------------
+
+
+def archive_reader(file: Any) -> Any:
+    """torch's own reader of archives: what is looked at is what will be loaded."""
+    return torch._C.PyTorchFileReader(file)
+
+
+def parsed_program(data: bytes) -> Any:
+    """A program of an archive as torch's schema, with nothing in it evaluated yet."""
+    from torch._export.serde import schema, serialize
+
+    return serialize._bytes_to_dataclass(schema.ExportedProgram, data)
+
+
+def parsed_payloads(data: bytes) -> dict[str, Any]:
+    """What an archive says of its tensors, by their names."""
+    from torch._export.serde import schema, serialize
+
+    return serialize._bytes_to_dataclass(schema.PayloadConfig, data).config
+
+
+@cache
+def symbolic_operators() -> set[str]:
+    """The functions on sizes that a program may call, as their names are written in archives."""
+    from torch._export.serde.serialize import _SYM_OPS
+
+    return {f"{op.__module__}.{op.__name__}" for op in _SYM_OPS}
+
+
+def has_kernel(operator: OpOverload) -> bool:
+    """Whether the dispatcher knows an operator: those of TorchScript alone write files, print and warn."""
+    return torch._C._dispatch_has_kernel(operator.name())
 
 
 # Compilation ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omenn_fx.printable import printable
+
 
 @dataclass(frozen=True)
 class Place:
@@ -56,7 +58,7 @@ class OmennError(Exception):
         self.reason, self.places, self.fix = reason, tuple(places), fix or self.fix
 
     def __str__(self) -> str:
-        return self.reason + (f"\n  What to change: {self.fix}." if self.fix else "")
+        return printable(self.reason + (f"\n  What to change: {self.fix}." if self.fix else ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By its fields: worker processes send errors, whatever their constructors take."""
@@ -81,7 +83,7 @@ class CaptureError(OmennError):
 
     def __str__(self) -> str:
         at = "".join(f"\n  at {place.source}" for place in self.places if place.source)
-        return self.reason + at + (f"\n  What to change: {self.fix}." if self.fix else "")
+        return printable(self.reason + at + (f"\n  What to change: {self.fix}." if self.fix else ""))
 
 
 class NodeError(OmennError):
@@ -120,6 +122,10 @@ class SizeError(OmennError, ValueError):
 
 class ExportError(OmennError):
     """An explainer cannot be written, or a written one cannot be read."""
+
+
+class FileError(CaptureError, ExportError):
+    """A file is damaged, or holds what could run code or exhaust the memory where it is loaded."""
 
 
 class ParityError(ExportError):

@@ -58,6 +58,7 @@ def transform(
     roles: Mapping[str, str] | None = None,
     dynamic_batch: bool = True,
     batched: bool = True,
+    trusted: bool = False,
 ) -> Explainer:
     """Compile a model into a twin that explains itself (the OMENN method, arXiv 2412.02399).
 
@@ -79,6 +80,7 @@ def transform(
         dynamic_batch: capture with a symbolic batch size; a model that fixes its batch is captured at that size.
         batched: False where all inputs together are one sample without a batch dimension: the nodes of a graph, a pair
             of image and text. The explanation then has a batch of one in front: outputs [1, ...], C [1, ...].
+        trusted: load a `.pt2` file that could run code (SECURITY.md), as you would start a program; else a FileError.
 
     Raises:
         ModeError: the model is in train mode.
@@ -90,7 +92,7 @@ def transform(
     request = Request.of(
         rules, explain=explain, output=output, bias=bias, roles=roles, dynamic_batch=dynamic_batch, batched=batched
     )
-    explainer = Explainer(model, request)
+    explainer = Explainer(load_source(model, trusted), request)
     if example_inputs is not None or example_kwargs:
         args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
         explainer.prepare(*args, **(example_kwargs or {}))

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.isolate import isolated
 from omenn_fx.capture.model_state import Keys, Walk
+from omenn_fx.capture.pt2_file import NOTES, load_program
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
 from omenn_fx.compat import Comparisons, failure_of, fake_mode_of, traced_by_this_thread_alone
 from omenn_fx.errors import CaptureError, ModeError, Place
@@ -34,13 +35,19 @@ log = logging.getLogger("omenn_fx")
 Source = nn.Module | ExportedProgram | str | Path
 
 
-def load_source(source: Source) -> nn.Module | ExportedProgram:
-    """An ExportedProgram from the path of a .pt2 file; modules and programs as they are."""
+def load_source(source: Source, trusted: bool = False) -> nn.Module | ExportedProgram:
+    """An ExportedProgram from the path of a .pt2 file (see load_program); modules and programs as they are."""
     if isinstance(source, (str, Path)):
         path = Path(source)
         if not path.exists():
             raise CaptureError(f"there is no file '{path}'; a path must name a .pt2 file saved by torch.export.save")
-        return torch.export.load(path)
+        notes = {NOTES: ""}
+        program = load_program(path, trusted, notes)
+        if notes[NOTES]:
+            raise CaptureError(
+                f"'{path}' holds a saved explainer, not a model", fix=f"read it with omenn_fx.load('{path}')"
+            )
+        return program
     if isinstance(source, (nn.Module, ExportedProgram)):
         return source
     raise TypeError(

@@ -40,6 +40,7 @@ def check(
     roles: Mapping[str, str] | None = None,
     dynamic_batch: bool = True,
     batched: bool = True,
+    trusted: bool = False,
 ) -> CheckReport:
     """Say whether `transform` with these arguments explains the model exactly.
 
@@ -50,15 +51,16 @@ def check(
         model: as of `transform`.
         example_inputs, example_kwargs: inputs of the right shapes. Without them: those of an exported program, or what
             a model of transformers or timm says of itself.
-        explain, output, rules, roles, dynamic_batch, batched: as of `transform`.
+        explain, output, rules, roles, dynamic_batch, batched, trusted: as of `transform`.
 
     Returns:
         A report; what `transform` would raise is in its problems, never raised here.
 
     Raises:
         InputError: no example inputs are given, and the model tells none.
+        FileError: as of `transform`.
     """
-    source = load_source(model)
+    source = load_source(model, trusted)
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
     kwargs = dict(example_kwargs or {})
     if not args and not kwargs:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from omenn_fx._version import __version__
 from omenn_fx.checking.graph_picture import svg
 from omenn_fx.checking.verdict import COLOURS, NOWHERE, PROBLEMS, WARNINGS, Finding, NodeVerdict, Verdict
+from omenn_fx.printable import Fitted, Printable
 
 if TYPE_CHECKING:  # imported where a report is shown: importing omenn_fx should cost little
     import networkx as nx
-    from rich.console import Group
     from rich.table import Table
 
 SARIF = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -54,7 +54,7 @@ class CheckReport:
 
     # For people ------------------------------------------------------------------------------------------------------
 
-    def __rich__(self) -> Group:
+    def __rich__(self) -> Printable:
         from rich.console import Group
         from rich.text import Text
 
@@ -63,11 +63,11 @@ class CheckReport:
         )
         parts: list[Any] = [head]
         if self.nodes:
-            parts.append(self._table())
+            parts.append(Fitted(self._table()))
         for title, style, findings in (("problem", "red", self.problems), ("warning", "yellow", self.warnings)):
             for finding in findings:
                 parts.append(Text.assemble((f"{title}: ", f"bold {style}"), str(finding)))
-        return Group(*parts)
+        return Printable(Group(*parts))
 
     def _table(self) -> Table:
         from rich import box
@@ -76,7 +76,8 @@ class CheckReport:
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("verdict", "nodes", "operators"):
-            table.add_column(name, justify="right" if name == "nodes" else "left")
+            number = name == "nodes"
+            table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
         for verdict in Verdict:
             nodes = [n for n in self.nodes if n.verdict is verdict]
             if not nodes:

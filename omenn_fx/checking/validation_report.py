@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from omenn_fx._version import __version__
 from omenn_fx.errors import Place
+from omenn_fx.printable import Fitted, Printable
 
 if TYPE_CHECKING:  # imported where a report is shown: importing omenn_fx should cost little
     from matplotlib.figure import Figure
-    from rich.console import Group
 
 AT_NODES = ("node", "linear", "transpose", "mass")
 MEANING = {
@@ -125,7 +125,7 @@ class ValidationReport:
 
     # For people ------------------------------------------------------------------------------------------------------
 
-    def __rich__(self) -> Group:
+    def __rich__(self) -> Printable:
         from rich import box
         from rich.console import Group
         from rich.table import Table
@@ -134,21 +134,22 @@ class ValidationReport:
         state = Text("valid", style="green") if self.ok else Text("NOT VALID", style="bold red")
         head = Text.assemble(state, f": {len(self.nodes)} nodes in {self.dtype}")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("invariant", "worst error", "allowed", "where"):
-            table.add_column(column, justify="right" if column in ("worst error", "allowed") else "left")
+        for column in ("invariant", "worst\nerror", "allowed", "where"):
+            number = column in ("worst\nerror", "allowed")
+            table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
         for name, meaning in MEANING.items():
             worst, error = self._shown(name)
             limit = self.limit(name, worst)
             where = f"{worst.place.op} '{worst.name}' {worst.place.module}" if worst is not None and error else ""
             style = "" if error <= limit else "bold red"
-            table.add_row(meaning, Text(f"{error:.1e}", style=style), f"{limit:.0e}", where)
+            table.add_row(meaning, Text(f"{error:.1e}", style=style), f"{limit:.0e}", Text(where))
         apart = self.against_float64
         if apart is not None:
             differ = f"{apart['outputs']:.1e}, C by {apart['C']:.1e}"
             head.append(f"; in float64 the outputs differ by {differ} of the largest")
         lines = [Text.assemble(("failed: ", "bold red"), f) for f in self.failures[:20]]
         more = len(self.failures) - 20
-        return Group(head, table, *lines, *([Text(f"and {more} more")] if more > 0 else []))
+        return Printable(Group(head, Fitted(table), *lines, *([Text(f"and {more} more")] if more > 0 else [])))
 
     def __str__(self) -> str:
         from rich.console import Console

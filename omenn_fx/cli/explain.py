@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
@@ -14,7 +12,6 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -23,12 +20,14 @@ from rich.text import Text
 import omenn_fx
 from omenn_fx.checking.validation_report import largest
 from omenn_fx.cli import check as cli_check
+from omenn_fx.cli import common
 from omenn_fx.cli import export as cli_export
-from omenn_fx.errors import InputError, OmennError
+from omenn_fx.cli.common import FAILED, images_of, logged, reported
+from omenn_fx.errors import InputError
 from omenn_fx.explanation import Explanation
 from omenn_fx.loading import models as sources
-from omenn_fx.loading.images import open_image
 from omenn_fx.loading.models import Loaded, Sizes
+from omenn_fx.printable import Fitted, Printable, printable
 from omenn_fx.report import Report, class_name
 from omenn_fx.target import Target
 from omenn_fx.visualize import Display, bias_share, number, percent, picture
@@ -70,39 +69,42 @@ def main(
 
 @app.command()
 def explain(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=sources.FORMS, show_default=False)],
+    model: common.Model,
     image: Annotated[list[Path], typer.Option("--image", "-i", help="An image file; give it again for more.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures; made where it is missing.")],
     target: Annotated[str | None, typer.Option(help="The class to explain. Default: each image's top class.")] = None,
     report: Annotated[
         Path | None, typer.Option(dir_okay=False, help="An HTML page about the top classes of all images.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="A state_dict: .pth, .pt or .safetensors.")] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="The library's own weights (downloads).")] = False,
-    rules: cli_check.Rules = "omenn",
+    weights: common.Weights = None,
+    pretrained: common.Pretrained = False,
+    rules: common.Rules = "omenn",
     bias: Annotated[BiasPolicy, typer.Option(help="How C_b is made.")] = BiasPolicy.carrier,
     classes: Annotated[Path | None, typer.Option(help="A text file of class names, one a line.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the square that the model reads.")] = None,
-    resize: Annotated[int | None, typer.Option(min=1, help="Short side of the image before its centre crop.")] = None,
+    size: common.Size = None,
+    resize: common.Resize = None,
     mean: Annotated[str | None, typer.Option(help="Mean per channel for pixels in 0..1: 0.485,0.456,0.406")] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation per channel: 0.229,0.224,0.225")] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Draw maps with their outliers, not smoothed.")] = False,
+    trust: common.Trust = False,
 ) -> None:
-    """Explain one class of each image and write a picture: the input, C_w * X, C_b and C."""
+    """Explain one class of each image and write a picture: the input, C_w * X, C_b and C.
+
+    Exit status: 0 explained, 1 could not, 2 the arguments are wrong.
+    """
+    common.require_ending("--report", report, (".html", ".htm"))
     console, errors = Console(), Console(stderr=True)
     sizes = Sizes(size, resize, _floats("--mean", mean), _floats("--std", std))
     wanted = _target(target)
-    logger = logging.getLogger("omenn_fx")
-    handler = RichHandler(console=errors, show_time=False, show_path=False)
-    logger.addHandler(handler)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, about its own code
-    try:
+    common.hush()
+    with logged(errors), reported(errors, FAILED):
         with console.status("loading the model"):
-            loaded = sources.load(model, weights, pretrained, sizes)
+            loaded = sources.load(model, weights, pretrained, sizes, trust)
             if classes:
                 loaded = replace(loaded, classes=sources.read_names(classes))
         if loaded.untrained:
             errors.print(_untrained(model))
+        given = [path for path in (weights, classes, *sources.files_of(model)) if path is not None]
         explain_images(
             loaded,
             image,
@@ -113,12 +115,8 @@ def explain(
             report=report,
             display=Display() if as_is else None,
             console=console,
+            kept=given,
         )
-    except OmennError as error:
-        errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        raise typer.Exit(1) from None
-    finally:
-        logger.removeHandler(handler)
 
 
 def explain_images(
@@ -132,40 +130,40 @@ def explain_images(
     report: Path | None = None,
     display: Display | None = None,
     console: Console | None = None,
+    kept: Sequence[Path] = (),
 ) -> list[Path]:
-    """Explain each image, print its table and write its picture to the folder `out`.
+    """Explain each image, print its table and write its picture, named after it, to the folder `out`.
 
     Args:
         loaded: the model with its preprocessing and class names (sources.load makes one).
         files: image files.
-        out: a folder, made where it is missing. A picture is named after its image.
+        out: a folder, made where it is missing.
         target, rules, bias: what is explained and how, as `transform` and `Explainer` take them.
         report: an HTML page about all images (see omenn_fx.report.write), which also validates each; None: none.
         display: how the maps of both are drawn. Default: `omenn_fx.visualize.Display.default`.
         console: where to print. Default: standard output.
-
-    Returns:
-        The paths of the pictures, in the order of `files`.
+        kept: more files that are not written over, as none of `files` is.
 
     Raises:
-        OmennError: a file is no image, `out` is no folder, the model cannot be explained, or has no such target.
+        OmennError: a file is no image or would be written over, or the model has no such target or explanation.
     """
     console = console or Console()
-    # All images first: a wrong name should not cost a capture.
-    batches = [loaded.preprocess(open_image(file)).to(loaded.dtype) for file in files]
-    paths = _paths(files, _made(out))
+    batches, paths = images_of(loaded, files).split(1), _paths(files, out)  # first: an error should not cost a capture
+    common.require_free([*paths, report], [*files, *kept])
     completeness: list[float] = []
     with _progress(console) as progress:
         task = progress.add_task("capturing the model", total=len(files))
         explainer = omenn_fx.transform(loaded.model, batches[0], rules=rules, bias=bias)
         page = Report(loaded, explainer, target, display=display)
         for file, x, path in zip(files, batches, paths, strict=True):
-            progress.update(task, description=f"explaining {file.name}")
+            name = printable(file.name)
+            progress.update(task, description=f"explaining {name}")
             explanation = explainer(x, target=target if report is None else page.target)
-            completeness.append(_show(loaded, explanation, x, file.name, path, display, console))
+            _check(explanation, loaded.classes, name)
+            completeness.append(_show(loaded, explanation, x, name, path, display, console))
             if report is not None:
-                progress.update(task, description=f"validating {file.name} for the report")
-                page.add(file.name, x, explanation)
+                progress.update(task, description=f"validating {name} for the report")
+                page.add(name, x, explanation)
             progress.advance(task)
     if report is not None:
         page.write(report)
@@ -173,13 +171,15 @@ def explain_images(
     return paths
 
 
-def _made(folder: Path) -> Path:
-    """The folder, made where it is missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder '{folder}' cannot be made: {error}") from error
-    return folder
+def _check(explanation: Explanation, classes: Sequence[str] | None, name: str) -> None:
+    """Raise InputError where an explanation holds no numbers, or its classes have other names than are given."""
+    shown = (explanation.value, explanation.sum, explanation.completeness_error)
+    if not all(bool(values.isfinite().all()) for values in shown):
+        value = float(explanation.value.flatten()[0])
+        raise InputError(f"the explanation of '{name}' is not finite: the model computes {value} where it is explained")
+    count = explanation.outputs.shape[1] if explanation.outputs.ndim == 2 else 0
+    if classes and count and len(classes) != count:
+        raise InputError(f"{len(classes)} class names are given for {count} classes: one line for each class is wanted")
 
 
 def _show(
@@ -193,9 +193,9 @@ def _show(
 ) -> float:
     """Write the picture of one image and print its table; the completeness error of what both show."""
     at = _shown(explanation)
-    name = class_name(loaded.classes, explanation, int(explanation.target[at]))
+    name = _name(loaded.classes, explanation, int(explanation.target[at]))
     picture(loaded.preprocess.undo(x[0]), explanation, at, path, title, name, display=display)
-    console.print(table(explanation, title, loaded.classes))
+    console.print(Printable(Fitted(table(explanation, title, loaded.classes))))
     return float(explanation.completeness_error[at])
 
 
@@ -207,7 +207,7 @@ def table(explanation: Explanation, title: str, classes: Sequence[str] | None = 
         title: what is explained, such as the file's name.
         classes: a name for every output.
     """
-    grid = Table(title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(title=Text(printable(title), "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column("class", justify="right", no_wrap=True)
     if classes:
         grid.add_column("name")
@@ -220,7 +220,7 @@ def table(explanation: Explanation, title: str, classes: Sequence[str] | None = 
     for index in rows if explained in rows else [*rows, explained]:
         cells = [_position(index, explanation)]
         if classes:
-            cells.append(class_name(classes, explanation, index) or "")
+            cells.append(_name(classes, explanation, index) or "")
         cells.append(number(float(flat[index])))
         if index == explained:
             cells += [
@@ -231,6 +231,11 @@ def table(explanation: Explanation, title: str, classes: Sequence[str] | None = 
             ]
         grid.add_row(*(Text(c) for c in cells), style="bold green" if index == explained else None)
     return grid
+
+
+def _name(classes: Sequence[str] | None, explanation: Explanation, index: int) -> str | None:
+    name = class_name(classes, explanation, index)
+    return None if name is None else printable(name)
 
 
 def _shown(explanation: Explanation) -> Row:
@@ -258,17 +263,19 @@ def _paths(files: Sequence[Path], out: Path) -> list[Path]:
 def _closing(paths: Sequence[Path], out: Path, worst: float, report: Path | None) -> Text:
     count = f"{len(paths)} explanation{'s' if len(paths) != 1 else ''}"
     said = Text.assemble(
-        (count, "bold"), f", largest completeness error {worst:.1e}. Pictures: ", (f"{out}/", "bold"),
-        f" ({', '.join(p.name for p in paths)})",
+        (count, "bold"), f", largest completeness error {worst:.1e}. Pictures: ", (f"{printable(out)}/", "bold"),
+        f" ({', '.join(printable(p.name) for p in paths)})",
     )  # fmt: skip
-    return said.append(". Report: ").append(str(report), "bold") if report else said
+    if report:
+        said.append(". Report: ").append(printable(report), "bold")
+    return said
 
 
 def _untrained(spec: str) -> Panel:
     return Panel(
         Text(
-            f"'{spec}' has RANDOM weights: its classes mean nothing. Give --weights FILE, or --pretrained to let the "
-            "library download its own."
+            f"'{printable(spec)}' has RANDOM weights: its classes mean nothing. Give --weights FILE, or --pretrained "
+            "to let the library download its own."
         ),
         title="untrained model",
         border_style="bold yellow",
@@ -278,7 +285,7 @@ def _untrained(spec: str) -> Panel:
 def _progress(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -293,7 +300,9 @@ def _floats(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError:
-        raise typer.BadParameter(f"'{text}' are not numbers like 0.485,0.456,0.406", param_hint=option) from None
+        raise typer.BadParameter(
+            f"'{printable(text)}' are not numbers like 0.485,0.456,0.406", param_hint=option
+        ) from None
 
 
 def _target(text: str | None) -> Target:
@@ -303,7 +312,8 @@ def _target(text: str | None) -> Target:
         position = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(
-            f"'{text}' is no class: give an integer (or several joined by commas, a position of a larger output)",
+            f"'{printable(text)}' is no class: give an integer (or several joined by commas, a position of a larger "
+            "output)",
             param_hint="--target",
         ) from None
     return position[0] if len(position) == 1 else position

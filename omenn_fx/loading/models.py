@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,21 +19,27 @@ from PIL import Image
 from torch import nn
 from torch.export import ExportedProgram
 
-from omenn_fx.errors import InputError, OmennError
+from omenn_fx.capture.torch_export import load_source
+from omenn_fx.errors import InputError
 from omenn_fx.loading import images
 from omenn_fx.loading.images import Preprocess
+from omenn_fx.loading.libraries import SourceError, first_line, import_library
+from omenn_fx.loading.weights import load_weights, read_state_dict
+
+__all__ = [
+    "FORMS",
+    "Loaded",
+    "Sizes",
+    "SourceError",
+    "files_of",
+    "import_library",
+    "load",
+    "load_weights",
+    "read_names",
+    "read_state_dict",
+]
 
 FORMS = "torchvision:NAME, timm:NAME, package.module:factory, file.py:factory or model.pt2"
-_INSTALL = {
-    "torchvision": "pip install torchvision",
-    "timm": "pip install timm",
-    "safetensors": "pip install safetensors",
-}
-_kept: list[Any] = []  # torch.library definitions live as long as their objects
-
-
-class SourceError(OmennError):
-    """The model or its weights cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,13 @@ class Loaded:
         return next((v.dtype for v in values if v.is_floating_point()), torch.float32)
 
 
-def load(spec: str, weights: Path | None = None, pretrained: bool = False, sizes: Sizes | None = None) -> Loaded:
+def load(
+    spec: str,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    sizes: Sizes | None = None,
+    trusted: bool = False,
+) -> Loaded:
     """Load the model that a spec names.
 
     Args:
@@ -78,8 +89,10 @@ def load(spec: str, weights: Path | None = None, pretrained: bool = False, sizes
         weights: a state_dict: .pth, .pt (read with weights_only=True) or .safetensors.
         pretrained: ask torchvision or timm for its own weights (it downloads them).
         sizes: the user's own preprocessing.
+        trusted: load a `.pt2` file that could run code, as you would start a program.
 
     Raises:
+        FileError: a `.pt2` file is damaged, or, unless trusted, holds more than plain tensors and known operators.
         SourceError: no such model, factory, file or library; unreadable or misfitting weights.
         InputError: the preprocessing does not fit.
     """
@@ -98,12 +111,21 @@ def load(spec: str, weights: Path | None = None, pretrained: bool = False, sizes
     if spec.endswith(".pt2"):
         if weights:
             raise SourceError(f"'{spec}' is an exported program and holds its weights: leave --weights out")
-        program = _program(Path(spec))
+        program = _program(Path(spec), trusted)
         return Loaded(program, _standard(sizes, _input_shape(program)))
     model = _factory(spec)
     if weights:
         load_weights(model, weights)
     return Loaded(model.eval(), _standard(sizes))
+
+
+def files_of(spec: str) -> list[Path]:
+    """The files that a spec names or, where it is loaded already, was loaded from: nothing may write over them."""
+    place = spec if spec.endswith(".pt2") else spec.rpartition(":")[0]
+    if place.endswith((".pt2", ".py")):
+        return [Path(place)]
+    source = getattr(sys.modules.get(place), "__file__", None)
+    return [Path(source)] if source else []
 
 
 # A library's model: its module, its own preprocessing with the user's changes, its class names
@@ -138,9 +160,9 @@ def _made(spec: str, pretrained: bool, make: Callable[[], nn.Module]) -> nn.Modu
         return make()
     except Exception as error:  # a library's download fails in many ways: urllib, huggingface_hub, a broken file
         if not pretrained:
-            raise SourceError(f"'{spec}' cannot be made: {_first_line(error)}") from error
+            raise SourceError(f"'{spec}' cannot be made: {first_line(error)}") from error
         raise SourceError(
-            f"the pretrained weights of '{spec}' cannot be had: {_first_line(error)}\n--pretrained needs internet, or "
+            f"the pretrained weights of '{spec}' cannot be had: {first_line(error)}\n--pretrained needs internet, or "
             "the library's own cache; --weights FILE takes a state_dict from a file"
         ) from error
 
@@ -162,10 +184,8 @@ def _factory(spec: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         try:
             made = made()
-        except Exception as error:
-            raise SourceError(
-                f"{spec} failed: {type(error).__name__}: {_first_line(error)}{_line_of(error)}"
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise SourceError(f"{spec} failed: {type(error).__name__}: {first_line(error)}{_line_of(error)}") from error
     if not isinstance(made, nn.Module):
         raise SourceError(f"{spec} gave a {type(made).__name__}, not a torch.nn.Module")
     return made
@@ -197,19 +217,16 @@ def _file_module(path: Path) -> ModuleType:
 def _imported(what: str, run: Callable[[], Any]) -> Any:
     try:
         return run()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end the process, which would look like a success
         raise SourceError(f"'{what}' cannot be imported: {type(error).__name__}: {error}{_line_of(error)}") from error
 
 
-def _program(path: Path) -> ExportedProgram:
+def _program(path: Path, trusted: bool) -> ExportedProgram:
     if not path.is_file():
         raise SourceError(f"there is no file '{path}'")
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # a damaged archive raises anything from zipfile to KeyError
-        raise SourceError(
-            f"'{path}' cannot be read as an exported program (torch.export.save makes one): {_first_line(error)}"
-        ) from error
+    program = load_source(path, trusted)
+    assert isinstance(program, ExportedProgram)
+    return program
 
 
 def _input_shape(program: ExportedProgram) -> tuple[Any, ...]:
@@ -248,12 +265,21 @@ def _torchvision_preprocess(own: Any, sizes: Sizes) -> Preprocess:
 def _timm_preprocess(config: dict[str, Any], sizes: Sizes) -> Preprocess:
     """timm's own transform of this model, with the user's changes."""
     config = dict(config)
+    if sizes.size or sizes.resize:
+        side = sizes.size or max(config["input_size"][1:])
+        images.check_size(side, side, sizes.resize)
     if sizes.size:
         config["input_size"] = (config["input_size"][0], sizes.size, sizes.size)
     if sizes.resize:
         config["crop_pct"] = config["input_size"][-1] / sizes.resize
     config["mean"], config["std"] = sizes.mean or config["mean"], sizes.std or config["std"]
     transform = import_library("timm").data.create_transform(**config, is_training=False)
+    if config.get("crop_mode", "center") == "center":
+        own = transform
+
+        def transform(image: Image.Image) -> torch.Tensor:
+            return own(images.trimmed(image))
+
     return Preprocess(transform, tuple(config["mean"]), tuple(config["std"]))
 
 
@@ -270,86 +296,9 @@ def imagenet_names(model: nn.Module) -> list[str] | None:
 def read_names(path: Path) -> list[str]:
     """Class names from a text file, one a line. Raises SourceError where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"the class names in '{path}' cannot be read: {error}") from error
-
-
-# Weights ----------------------------------------------------------------------------------------------------------
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state_dict from a file into a model. Raises SourceError where it cannot be read or does not fit."""
-    state = {name.removeprefix("module."): value for name, value in read_state_dict(path).items()}
-    own = model.state_dict()
-    # A counter of training steps that no eval-mode forward reads: files often lack it.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
-    shapes = [
-        f"{k} {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the model"
-        for k, v in state.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    problems = [
-        f"{what} ({len(names)}): {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("not in the model", unexpected), ("another shape", shapes))
-        if names
-    ]
-    if problems:
-        raise SourceError("\n  ".join([f"the weights in '{path}' do not fit the model:", *problems]))
-    model.load_state_dict(state, strict=False)
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from .pth, .pt (no code in it is run) or .safetensors. Raises SourceError."""
-    if not path.is_file():
-        raise SourceError(f"there is no weights file '{path}'")
-    try:
-        if path.suffix == ".safetensors":
-            return import_library("safetensors.torch").load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except SourceError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise SourceError(
-            f"'{path}' holds no plain state_dict: it is damaged, or it pickles objects whose code would have to run; "
-            "torch.save(model.state_dict(), path) makes one"
-        ) from error
-    except Exception as error:  # a damaged file raises anything from zipfile to KeyError
-        raise SourceError(f"the weights in '{path}' cannot be read: {_first_line(error)}") from error
-    for key in ("state_dict", "model"):  # what training scripts wrap it in
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise SourceError(f"'{path}' holds a {type(state).__name__}, not a state_dict (a name for every tensor)")
-    return state
-
-
-# Libraries --------------------------------------------------------------------------------------------------------
-
-
-def import_library(name: str) -> Any:
-    """Import an optional library. Raises SourceError saying what to install."""
-    top = name.partition(".")[0]
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != top:
-            raise SourceError(f"'{name}' cannot be imported: {error}") from error
-        raise SourceError(f"'{top}' is not installed: {_INSTALL.get(top, f'pip install {top}')}") from None
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        _define_torchvision_ops()
-        return importlib.import_module(name)
-
-
-def _define_torchvision_ops() -> None:
-    """Names for torchvision's compiled operators, which a build for another torch lacks; no classifier calls them."""
-    library = torch.library.Library("torchvision", "DEF")
-    for op in ("nms", "qnms"):
-        library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept.append(library)
 
 
 # Messages ---------------------------------------------------------------------------------------------------------
@@ -358,10 +307,6 @@ def _define_torchvision_ops() -> None:
 def _similar(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=4)
     return f"; did you mean {', '.join(close)}?" if close else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _line_of(error: BaseException) -> str:
