@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from omenn_fx.capture.inputs import (
     flatten_inputs,
     mismatch,
 )
-from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
+from omenn_fx.capture.torch_export import Source, copied, kept, load_source, require_eval, tensors_only
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.compat import keep_out_of_compilation
@@ -240,7 +239,7 @@ class Explainer(nn.Module):
         """An explainer of a copy of the model in another dtype. Raises OmennError for an exported program."""
         if self.model is None:
             raise OmennError("an exported program keeps its dtype; transform the model itself to compare with float64")
-        return Explainer(copy.deepcopy(self.model).to(device=device, dtype=dtype), self.request)
+        return Explainer(copied(self.model).to(device=device, dtype=dtype), self.request)
 
     @torch.no_grad()
     def reference(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -251,7 +250,8 @@ class Explainer(nn.Module):
             assert self._exported is not None
             result = self._exported.module()(*args, **kwargs)
         else:
-            result = tensors_only(self.model(*args, **kwargs))  # as at capture
+            with kept(self.model):
+                result = tensors_only(self.model(*args, **kwargs))  # as at capture
         leaves = pytree.tree_leaves(result)
         if program.tagged.output not in captured.outputs:  # a node inside of the model
             inside: Tensor = Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[

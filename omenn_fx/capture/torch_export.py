@@ -5,11 +5,13 @@ Everything that can go wrong in the user's code goes wrong here, so here it beco
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import logging
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -149,7 +151,7 @@ def _export_at(
         program = _export_at(model, args, kwargs, False, free)
     else:
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), torch.no_grad(), kept(model):
                 program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             raise _explain(error) from error
@@ -179,7 +181,7 @@ def _export_dynamic(
     wide_args, wide_kwargs = pytree.tree_unflatten(wide, spec)
 
     def exported() -> ExportedProgram:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), kept(model):
             return torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
 
     try:
@@ -247,6 +249,69 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+_RUNS = threading.RLock()  # two runs of a model at once would keep what the other wrote
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a run of the model writes into its modules: attributes, buffers, what lists, dicts and sets contain.
+
+    torch.export puts copies in the place of containers, and leaves fake tensors in attributes that forward is the first
+    to set and in containers that it fills.
+    """
+    with _RUNS:
+        buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
+        attributes = [(module, dict(vars(module))) for module in model.modules()]
+        containers = _containers([list(before.values()) for _, before in attributes])
+        try:
+            yield
+        finally:
+            for buffer, version, content in buffers:
+                if buffer._version != version:
+                    buffer.copy_(content)
+            for container, contents in containers.values():
+                if not isinstance(container, tuple) and [*map(id, _contents(container))] != [*map(id, contents)]:
+                    _refill(container, contents)
+            for module, before in attributes:
+                for name in vars(module).keys() - before.keys():
+                    del vars(module)[name]
+                vars(module).update(before)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of its own; of what a run with gradients left in it (activations, normed weights) without the history."""
+    lists = _containers([list(vars(module).values()) for module in model.modules()]).values()
+    held = [value for _, contents in lists for value in contents]
+    tensors = [v for v in held if isinstance(v, torch.Tensor) and not v.is_leaf]
+    return copy.deepcopy(model, {id(v): v.detach().clone() for v in tensors})
+
+
+def _containers(values: list[Any]) -> dict[int, tuple[Any, list[Any]]]:
+    """The list itself and every list, dict, set and tuple in it, with their contents, by id."""
+    found: dict[int, tuple[Any, list[Any]]] = {}
+    left: list[Any] = [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, (list, tuple, dict, set)) and id(value) not in found:
+            found[id(value)] = (value, _contents(value))
+            left += found[id(value)][1]
+    return found
+
+
+def _contents(container: Any) -> list[Any]:
+    """Elements in order; of a dict its keys, then its values."""
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _refill(container: Any, contents: list[Any]) -> None:
+    container.clear()
+    if isinstance(container, dict):
+        half = len(contents) // 2
+        container.update(zip(contents[:half], contents[half:], strict=True))
+    else:
+        (container.extend if isinstance(container, list) else container.update)(contents)
 
 
 def _in_batch(leaf: Any, size: int) -> bool:
