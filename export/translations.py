@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import onnx
 import torch
 from onnxscript import opset18
 from torch.export import ExportedProgram
@@ -51,9 +52,26 @@ def grouped_mm(input: Any, weight: Any, offs: Any) -> Any:
     return op.ReduceSum(op.Mul(op.MatMul(op.Unsqueeze(input, [0]), weight), op.Unsqueeze(own, [2])), [0], keepdims=0)
 
 
+def adaptive_average(input: Any, output_size: Sequence[int]) -> Any:
+    """_adaptive_avg_pool3d, whose windows differ in size: a product with a matrix along each dimension."""
+    sizes, rank = list(input.shape), len(input.shape)
+    for axis, out in zip(range(rank - 3, rank), output_size, strict=True):
+        size = sizes[axis]
+        if not isinstance(size, int):
+            raise ValueError(
+                f"an adaptive pool of a volume needs fixed sizes, and dimension {axis} of its input is free"
+            )
+        shares = torch.nn.functional.adaptive_avg_pool1d(torch.eye(size)[None], out)[0]  # [size, out]
+        matrix = op.CastLike(op.Constant(value=onnx.numpy_helper.from_array(shares.numpy())), input)
+        order = [axis if d == rank - 1 else rank - 1 if d == axis else d for d in range(rank)]
+        input = op.Transpose(op.MatMul(op.Transpose(input, perm=order), matrix), perm=order)
+    return input
+
+
 _BY_NAME: dict[str, Callable[..., Any]] = {
     "aten.native_layer_norm": layer_norm,
     "aten._cdist_forward": distances,
+    "aten._adaptive_avg_pool3d": adaptive_average,
     "transformers.grouped_mm_fallback": grouped_mm,
 }
 

@@ -26,7 +26,8 @@ from omenn_fx.capture.inputs import (
     check_rank,
     flatten_inputs,
 )
-from omenn_fx.capture.isolate import deep_copied
+from omenn_fx.capture.isolate import deep_copied, isolated
+from omenn_fx.capture.kept import kept
 from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
 from omenn_fx.checking.complete import require_sum
 from omenn_fx.checking.validate import validate
@@ -258,7 +259,9 @@ class Explainer(nn.Module):
             assert self._exported is not None
             result = self._exported.module()(*args, **kwargs)
         else:
-            result = tensors_only(self.model(*args, **kwargs))  # as at capture
+            copied = isolated(self.model)
+            with kept(copied):  # it shares its buffers
+                result = tensors_only(copied(*args, **kwargs))  # as at capture
         leaves = pytree.tree_leaves(result)
         if program.tagged.output not in captured.outputs:  # a node inside of the model
             inside: Tensor = Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[

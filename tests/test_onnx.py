@@ -151,6 +151,11 @@ class Projected(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
+def volumes():
+    """Windows of several sizes, in three dimensions."""
+    return nn.Sequential(nn.Conv3d(2, 4, 2), nn.ReLU(), nn.AdaptiveAvgPool3d((2, 3, 1)), nn.Flatten(), nn.Linear(24, 3))
+
+
 def experts():
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -163,8 +168,9 @@ def experts():
     lambda: (Distances(1.0), torch.randn(3, 4)),
     lambda: (Distances(3.0), torch.randn(3, 4)),
     lambda: (Projected(), torch.randn(3, 5, 4)),
+    lambda: (volumes(), torch.randn(3, 2, 5, 6, 4)),
     experts,
-], ids=["distances, p = 2", "p = 1", "p = 3", "projected LSTM", "experts"])  # fmt: skip
+], ids=["distances, p = 2", "p = 1", "p = 3", "projected LSTM", "adaptive pool of volumes", "experts"])  # fmt: skip
 def test_what_torch_does_not_translate(make, tmp_path):
     torch.manual_seed(0)
     model, x = make()

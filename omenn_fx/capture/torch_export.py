@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.isolate import isolated
+from omenn_fx.capture.kept import kept
 from omenn_fx.capture.model_state import Keys, Walk
 from omenn_fx.capture.pt2_file import NOTES, load_program
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
@@ -69,19 +70,18 @@ def require_eval(model: nn.Module) -> None:
 
 
 def wrapped(model: nn.Module, comparisons: Comparisons | None = None) -> nn.Module:
-    """A copy of a model without the parts of its return value that torch.export has no type for: key-value caches.
+    """A model without the parts of its return value that torch.export has no type for: key-value caches, for one.
 
-    The user's module is not touched (`isolated`); what forward wrote to the copy is in `written`. The inputs keep the
-    names that its forward has; of the names that an export gives, `own_path` and `own_stack` take the wrapper away.
-    `comparisons` gets those of the free sizes.
+    What forward writes to the model is in `written`. The inputs keep the names that its forward has; of the names that
+    an export gives, `own_path` and `own_stack` take the wrapper away. `comparisons` gets those of the free sizes.
     """
-    copied, written = isolated(model), dict[Keys, Any]()
+    written: dict[Keys, Any] = {}
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = Walk(copied)
+        before = Walk(model)
         with _watching(comparisons, (args, kwargs)):
             result = getattr(self, _WRAPPER)(*args, **kwargs)
-        written.update(before.changed_in(copied))
+        written.update(before.changed_in(model))
         return tensors_only(result)
 
     own = inspect.signature(model.forward)
@@ -89,7 +89,7 @@ def wrapped(model: nn.Module, comparisons: Comparisons | None = None) -> nn.Modu
     forward.__signature__ = own.replace(parameters=[this, *own.parameters.values()])  # type: ignore[attr-defined]
     # On the class: torch.export follows a module that has two names from the module that it traces.
     wrapper = type("TensorsOnly", (nn.Module,), {"forward": forward, "written": written})()
-    wrapper.add_module(_WRAPPER, copied)
+    wrapper.add_module(_WRAPPER, model)
     wrapper.training = False
     return wrapper
 
@@ -193,8 +193,9 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
     """One capture, of a copy of its own: what the trace before wrote is not there any more."""
     comparisons = Comparisons()
     scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
-    with quiet(), torch.no_grad(), traced_by_this_thread_alone():
-        module: Any = model if scripted else wrapped(model, comparisons)
+    copied = isolated(model)
+    with quiet(), torch.no_grad(), traced_by_this_thread_alone(), kept(copied):
+        module: Any = model if scripted else wrapped(copied, comparisons)
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     return Exported(program, {} if scripted else module.written, comparisons)
 
