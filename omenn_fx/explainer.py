@@ -23,12 +23,14 @@ from omenn_fx.capture.inputs import (
     check_finite,
     check_leaves,
     check_rank,
-    check_signature,
-    fits,
+    fitting,
     flatten_inputs,
     mismatch,
+    other_structure,
+    positional,
 )
-from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
+from omenn_fx.capture.outputs import tensors_only
+from omenn_fx.capture.torch_export import Source, load_source, require_eval
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.compat import keep_out_of_compilation
@@ -90,8 +92,7 @@ def transform(
     )
     explainer = Explainer(model, request)
     if example_inputs is not None or example_kwargs:
-        args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
-        explainer.prepare(*args, **(example_kwargs or {}))
+        explainer.prepare(*positional(example_inputs), **(example_kwargs or {}))
     return explainer
 
 
@@ -134,39 +135,35 @@ class Explainer(nn.Module):
 
     def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
-        leaves = pytree.tree_leaves((args, kwargs))
-        check_leaves(leaves)
-        if self.model is not None:
-            require_eval(self.model)
-            check_signature(self.model, args, kwargs)
-        elif self._programs:
+        if self.model is None and self._programs:
             raise InputError(
-                f"these inputs do not fit the exported program: {mismatch(self._captured, leaves)}; it cannot be "
+                f"these inputs do not fit the exported program: {mismatch(self._captured, args, kwargs)}; it cannot be "
                 "captured anew, transform the model itself"
             )
-        with torch.inference_mode(False), torch.no_grad():
-            program = make_program(self._source, args, kwargs, self.request)
+        program = make_program(self._source, args, kwargs, self.request)
         if self._current is not None:
-            log.warning("captured anew for new inputs: %s", mismatch(self._captured, leaves))
+            log.warning("captured anew for new inputs: %s", mismatch(self._captured, args, kwargs))
         self._programs.append(program)
         self._current = program
         return self
 
     def program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """What was captured for inputs like these (captured now where nothing fits), and their leaves in its order."""
-        leaves = pytree.tree_leaves((args, kwargs))
-        program = self._current
-        if program is None or not fits(program.captured, leaves):
-            for candidate in self._programs:
-                if fits(candidate.captured, leaves):
-                    program = self._current = candidate
-                    break
-            else:
-                check_leaves(leaves)
-                check_rank(self._captured, leaves)
-                self.prepare(*args, **kwargs)
-                program = self._current
-                assert program is not None
+        for program in (self._current, *self._programs):
+            leaves = None if program is None else fitting(program.captured, args, kwargs)
+            if program is not None and leaves is not None:
+                self._current = program
+                return program, leaves
+        check_leaves(pytree.tree_leaves((args, kwargs)))
+        before = self._captured
+        check_rank(before, args, kwargs)
+        try:
+            program = self.prepare(*args, **kwargs).ready
+        except OmennError as error:
+            structure = "" if before is None else other_structure(before, args, kwargs)
+            if not structure or isinstance(error, InputError):
+                raise
+            raise InputError(f"{structure}\n  With these inputs: {error.reason}", error.places, error.fix) from error
         return program, flatten_inputs(program.captured, args, kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Explainer:

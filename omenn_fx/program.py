@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +14,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from omenn_fx.analysis.batch_dim import mixed
-from omenn_fx.analysis.plan import Request, make_plan
+from omenn_fx.analysis.plan import Plan, Request, make_plan
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.inputs import flatten_inputs
@@ -23,6 +22,7 @@ from omenn_fx.capture.nodes import place_of, producer
 from omenn_fx.errors import MixedBatchError
 from omenn_fx.explanation import Explanation, assembled
 from omenn_fx.graph.build import Halves, explainer_graph, split
+from omenn_fx.graph.meet import meeting
 from omenn_fx.target import Chooser, Target, resolve
 
 Tensor = torch.Tensor
@@ -108,21 +108,39 @@ class Program:
 def make_program(
     source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
 ) -> Program:
-    """Capture, analyse, and build the explainer graph. Raises the error of the plan, and MixedBatchError."""
-    own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
-    plan = make_plan(source, own[0], own[1], request)
+    """Capture, analyse, and build the explainer graph. Raises the error of the plan."""
+    plan = tried_plan(source, args, kwargs, request)
     if plan.error is not None:
         raise plan.error
     assert plan.captured is not None
     assert plan.tagged is not None
     assert plan.layout is not None
-    module = explainer_graph(plan.tagged, plan.layout, request.policy)
-    program = Program(plan.captured, plan.tagged, module, split(module))
-    batch = plan.captured.batch
-    several = batch is not None and not plan.captured.dynamic_batch and batch > 1
-    if several and mixed(program.halves.forward, program.halves.each, flatten_inputs(plan.captured, *own)):
-        raise MixedBatchError("somewhere in the model, which fixes its batch size")
-    return program
+    with torch.inference_mode(False), torch.no_grad():
+        module = explainer_graph(plan.tagged, plan.layout, request.policy)
+        return Program(plan.captured, plan.tagged, module, split(module))
+
+
+def tried_plan(
+    source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
+) -> Plan:
+    """The plan of a capture; where its batch is fixed, whether the samples meet is tried on values, too."""
+    with torch.inference_mode(False), torch.no_grad():
+        own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
+        plan = make_plan(source, own[0], own[1], request)
+        if plan.captured is None or plan.tagged is None or plan.layout is None:
+            return plan
+        if plan.captured.dynamic_batch or (plan.captured.batch or 1) == 1:
+            return plan
+        leaves = flatten_inputs(plan.captured, *own)
+        if _on_meta([*leaves, *plan.captured.module.state_dict().values()]):
+            return replace(plan, untried=True)
+        node = meeting(plan.tagged, plan.layout, leaves)
+        return plan if node is None else replace(plan, error=MixedBatchError(place_of(producer(node)[0])))
+
+
+def _on_meta(values: Sequence[Any]) -> bool:
+    """Whether a tensor among values has none itself."""
+    return any(isinstance(value, Tensor) and value.device.type == "meta" for value in values)
 
 
 class Live(Protocol):

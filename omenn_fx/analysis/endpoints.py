@@ -11,6 +11,7 @@ from torch import fx
 
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.integers import as_numbers
 from omenn_fx.capture.nodes import bind, value_of
 from omenn_fx.capture.sizes import hint, known
 from omenn_fx.errors import InputError, NoContentError, OutputError
@@ -20,7 +21,7 @@ Output = str | int | Callable[[Any], Any] | None
 
 
 def select_sources(captured: Captured, rules: RuleSet, explain: Explain) -> dict[str, fx.Node]:
-    """Input name -> the node whose value is explained: the input itself, or the embedding of integer ids.
+    """Input name -> the node whose value is explained: the input itself, the embedding of integer ids, or the numbers.
 
     Raises InputError for an unknown input, NoContentError where no input can carry content.
     """
@@ -39,11 +40,26 @@ def select_sources(captured: Captured, rules: RuleSet, explain: Explain) -> dict
         for embedding in embeddings:
             sources[node.name if len(embeddings) == 1 else f"{node.name}:{embedding.name}"] = embedding
         if explain is not None and not embeddings:
-            raise InputError(f"input '{node.name}' holds integers ({value_of(node).dtype}) that no embedding reads")
+            sources[node.name] = _numbers(captured, node, rules)
+    if not sources and explain is None:
+        sources = {n.name: cast for n in chosen if (cast := as_numbers(captured, n, rules)) is not None}
     if not sources:
         have = ", ".join(f"{n.name}: {value_of(n).dtype}" for n in tensors) or "no tensors"
-        raise NoContentError(f"the model has no floating-point input and no embedding of integer ids (inputs: {have})")
+        raise NoContentError(
+            f"the model has no floating-point input and no embedding of integer ids (inputs: {have}), nor does it read "
+            "integers as numbers (by .float() or a division, say)"
+        )
     return sources
+
+
+def _numbers(captured: Captured, node: fx.Node, rules: RuleSet) -> fx.Node:
+    cast = as_numbers(captured, node, rules)
+    if cast is None:
+        raise InputError(
+            f"input '{node.name}' holds integers ({value_of(node).dtype}) that no embedding reads, and that nothing "
+            "reads as numbers (by .float() or a division, say)"
+        )
+    return cast
 
 
 def _find(tensors: list[fx.Node], wanted: str | int) -> fx.Node:

@@ -7,6 +7,8 @@ operator without a rule, pays for `run_decompositions`.
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +25,7 @@ from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize,
 from omenn_fx.capture.nodes import place_of
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
 from omenn_fx.capture.torch_export import export, own_path, own_stack, quiet, require_eval
-from omenn_fx.compat import HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
+from omenn_fx.compat import TRANSFORMS, HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
 aten = torch.ops.aten
@@ -111,9 +113,14 @@ def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
     """Whether an operator that the user's input reaches has no rule, so that its decomposition may have."""
     live = input_dependent(program.graph, program.graph_signature.user_inputs, rules)
     operators = (OpOverload, HigherOrderOperator)
-    return any(
+    return any(_is_transform(node) for node in program.graph.nodes) or any(
         isinstance(node.target, operators) and node.target not in rules and not _shape_only(node) for node in live
     )
+
+
+def _is_transform(node: fx.Node) -> bool:
+    """A call that starts or ends a transform of torch.func, as vmap's: between them the values are not what they seem."""
+    return getattr(node.target, "__module__", None) == TRANSFORMS
 
 
 def _shape_only(node: fx.Node) -> bool:
@@ -166,17 +173,26 @@ def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.G
     kinds = {node: signature[node.name] for node in program.graph.find_nodes(op="placeholder")}
     users = [node for node, spec in kinds.items() if spec.kind == InputKind.USER_INPUT]
     env = {node: graph.placeholder(node.name) for node in users}  # in front of everything else
+    taken: set[str] = set()
     for node, spec in kinds.items():
         if node not in env:
             target = str(spec.target)
             tensor = program.state_dict.get(target, program.constants.get(target))
             if not isinstance(tensor, torch.Tensor):
                 raise CaptureError(f"the model holds '{target}', which is not a tensor ({type(tensor).__name__})")
-            path = own_path(target)
+            path = _writable(own_path(target))
+            while path in taken:
+                path += "_"
+            taken.add(path)
             _assign(root, path, tensor)
             env[node] = graph.create_node("get_attr", path, name=path.replace(".", "_"))
         env[node].meta = dict(node.meta)
     return env
+
+
+def _writable(path: str) -> str:
+    """A path that torch.fx can write as Python: a key of a ModuleDict may be a keyword, or hold quotes."""
+    return ".".join(f"{part}_" if keyword.iskeyword(part) else re.sub(r'["\\\n]', "_", part) for part in path.split("."))
 
 
 def canonicalised(node: fx.Node) -> fx.Node:

@@ -14,6 +14,8 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,12 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
+from omenn_fx.capture.files import require_program
+from omenn_fx.capture.nodes import is_users
+from omenn_fx.capture.outputs import tensors_only
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
-from omenn_fx.compat import failure_of
-from omenn_fx.errors import CaptureError, ModeError, Place
+from omenn_fx.compat import Tracing, failure_of
+from omenn_fx.errors import CaptureError, ModeError, OmennError, Place
 
 log = logging.getLogger("omenn_fx")
 
@@ -37,8 +42,7 @@ def load_source(source: Source) -> nn.Module | ExportedProgram:
     """An ExportedProgram from the path of a .pt2 file; modules and programs as they are."""
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if not path.exists():
-            raise CaptureError(f"there is no file '{path}'; a path must name a .pt2 file saved by torch.export.save")
+        require_program(path)
         return torch.export.load(path)
     if isinstance(source, (nn.Module, ExportedProgram)):
         return source
@@ -49,7 +53,15 @@ def load_source(source: Source) -> nn.Module | ExportedProgram:
 
 
 def require_eval(model: nn.Module) -> None:
-    """Raise ModeError where any module is in train mode."""
+    """Raise ModeError where any module is in train mode, CaptureError where one is TorchScript (and has no mode)."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"'{name}'" if name else "the model"
+            raise CaptureError(
+                f"{what} is TorchScript ({type(module).__name__}), whose Python code is gone: torch.export cannot "
+                "capture it",
+                fix="give the nn.Module that was scripted or traced",
+            )
     training = [f"'{name}' ({type(m).__name__})" for name, m in model.named_modules() if m.training and name]
     if model.training or training:
         random = [t for t in training if re.search("Drop|Norm", t)] or training or [type(model).__name__]
@@ -96,35 +108,6 @@ def own_stack(stack: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
     }
 
 
-def tensors_only(result: Any) -> Any:
-    """What a model returns, without the parts that torch.export has no type for."""
-    if _known(result):
-        return result
-    if isinstance(result, dict):
-        return type(result)(**{k: v for k, v in result.items() if _known(v)})
-    if type(result) is tuple:
-        return tuple(v if _known(v) else None for v in result)
-    return result
-
-
-_KNOWN = (
-    torch.Tensor,
-    int,
-    float,
-    bool,
-    str,
-    type(None),
-    torch.SymInt,
-    torch.SymFloat,
-    torch.SymBool,
-    torch.ScriptObject,
-)
-
-
-def _known(value: Any) -> bool:
-    return all(isinstance(leaf, _KNOWN) for leaf in pytree.tree_leaves(value))
-
-
 def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, free: Sequence[str] = ()
 ) -> ExportedProgram:
@@ -133,8 +116,7 @@ def export(
     Raises:
         CaptureError: the model cannot be captured, or fixes one of the sizes that are to stay free; names the line.
     """
-    scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
-    return _export_at(model if scripted else wrapped(model), args, kwargs, dynamic, free)
+    return _export_at(wrapped(model), args, kwargs, dynamic, free)
 
 
 def _export_at(
@@ -148,11 +130,14 @@ def _export_at(
     if dynamic and free:  # the batch does not stay free: the others may
         program = _export_at(model, args, kwargs, False, free)
     else:
+        tracing = Tracing()
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), tracing, torch.no_grad():
                 program = torch.export.export(model, args, kwargs, strict=False)
+        except OmennError:
+            raise
         except Exception as error:
-            raise _explain(error) from error
+            raise _explain(error, model, tracing.transformed) from error
         if free:
             raise CaptureError(f"{' and '.join(free)} cannot stay free: {reason}")
     if reason:
@@ -179,7 +164,7 @@ def _export_dynamic(
     wide_args, wide_kwargs = pytree.tree_unflatten(wide, spec)
 
     def exported() -> ExportedProgram:
-        with quiet(), torch.no_grad():
+        with quiet(), Tracing(), torch.no_grad():
             return torch.export.export(model, wide_args, wide_kwargs, dynamic_shapes=shapes, strict=False)
 
     try:
@@ -259,22 +244,41 @@ _ADVICE = {
     "around": "forward leaves torch or goes around it (.data, .numpy()): use tensor operators, and torch.no_grad() to "
     "write",
     "no fake": "register a fake implementation for the custom operator",
+    "transform": "a transform of torch.func (vmap, grad, jacrev ...) runs this line, and torch.export cannot capture "
+    "it there: write it without that transform, for the whole batch at once",
+    "inference": "make the model outside of torch.inference_mode(), or give copy.deepcopy(model), made outside of it",
     None: "make this line run under torch.export (see its message above)",
 }
 
 
-def _explain(error: Exception) -> CaptureError:
+def _explain(error: Exception, model: nn.Module, transformed: bool) -> CaptureError:
     """The user's line and what to change, instead of a page of torch.export's internals."""
     lines = [s.strip() for s in str(error).splitlines() if s.strip()] or [type(error).__name__]
-    place = _users_place("torch.export", traceback.extract_tb(error.__traceback__))
     reason = f"torch.export could not capture the model: {type(error).__name__}: {lines[0][:300]}"
-    return CaptureError(reason, place, _ADVICE[failure_of(error)])
+    failure: str | None = failure_of(error)
+    if any(t.is_inference() for t in chain(model.parameters(), model.buffers())):
+        reason, failure = f"the model's weights were made under torch.inference_mode(). {reason}", "inference"
+    elif transformed and failure == "around":  # what is left of a transform that torch.export lost track of
+        failure = "transform"
+    return CaptureError(reason, _place_of(error, model), _ADVICE[failure])
+
+
+def _place_of(error: Exception, model: nn.Module) -> Place | None:
+    """The user's line in which an error was raised, and the module that ran it; the module alone where no line is."""
+    place = _users_place("torch.export", traceback.extract_tb(error.__traceback__))
+    paths = {id(module): own_path(path) for path, module in model.named_modules()}
+    inner = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        receiver = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+        inner = paths.get(id(receiver), inner) if isinstance(receiver, nn.Module) else inner
+    if place is not None:
+        return replace(place, module=inner)
+    return Place(op="torch.export", module=inner) if inner else None
 
 
 def _users_place(op: str, frames: Sequence[traceback.FrameSummary]) -> Place | None:
     """The innermost line that is not torch's or ours; None without one."""
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    own = [f for f in frames if not f.filename.startswith(inside)]
+    own = [f for f in frames if is_users(f.filename)]
     if not own:
         return None
     return Place(op=op, file=own[-1].filename, line=own[-1].lineno or 0, function=own[-1].name, code=own[-1].line or "")

@@ -71,9 +71,10 @@ MUTATION = Kind("OMENN103", "forward changes a parameter or a buffer")
 DETACHED = Kind("OMENN104", "the explanation passes a detach")
 NORMALISES = Kind("OMENN105", "the input is normalised inside of the model")
 STANDS_IN = Kind("OMENN106", "a composite rule set says nothing of an operator")
+UNTRIED = Kind("OMENN110", "whether the samples of a batch meet was not tried")
 
 PROBLEMS = (CAPTURE, TRAIN_MODE, INPUTS, OUTPUT, NO_CONTENT, NO_RULE, MIXED_BATCH, OTHER)
-WARNINGS = (GATE_OUTPUT, RANDOM, MUTATION, DETACHED, NORMALISES, STANDS_IN)
+WARNINGS = (GATE_OUTPUT, RANDOM, MUTATION, DETACHED, NORMALISES, STANDS_IN, UNTRIED)
 
 
 @dataclass(frozen=True)
