@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
+from omenn_fx.capture.files import EXPLAINER_NOTES
 from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explanation import Explanation
@@ -23,7 +25,7 @@ from omenn_fx.program import Live, Runnable
 from omenn_fx.target import Target
 
 Tensor = torch.Tensor
-NOTES = "omenn_fx.json"
+NOTES = EXPLAINER_NOTES
 
 
 def save(explainer: Live, path: str | Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -63,6 +65,12 @@ def load(path: str | Path) -> SavedExplainer:
     program = torch.export.load(path, extra_files=notes)
     if not notes[NOTES]:
         raise ExportError(f"'{path}' holds a program, but not one that Explainer.save wrote")
+    return SavedExplainer(program, json.loads(notes[NOTES]))
+
+
+def _read(content: bytes) -> SavedExplainer:
+    notes = {NOTES: ""}
+    program = torch.export.load(io.BytesIO(content), extra_files=notes)
     return SavedExplainer(program, json.loads(notes[NOTES]))
 
 
@@ -113,6 +121,12 @@ class SavedExplainer:
                     f"input '{name}' is {tuple(value.shape)} {value.dtype}; this explainer was saved for "
                     f"({taken}) {want.dtype}"
                 )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As the bytes of its file: worker processes get one."""
+        file = io.BytesIO()
+        torch.export.save(self.program, file, extra_files={NOTES: json.dumps(self.notes)})
+        return _read, (file.getvalue(),)
 
     def __repr__(self) -> str:
         return (

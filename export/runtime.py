@@ -64,6 +64,10 @@ class OnnxExplainer:
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its file and providers: a session stays in its process."""
+        return type(self), (self.path.resolve(), self.session.get_providers())
+
     def run(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """All inputs, the target among them, to all outputs by name."""
         return dict(zip(self.outputs, self.session.run(None, dict(zip(self.inputs, values, strict=True))), strict=True))

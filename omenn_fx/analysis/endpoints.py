@@ -14,7 +14,7 @@ from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.integers import as_numbers
 from omenn_fx.capture.nodes import bind, value_of
 from omenn_fx.capture.sizes import hint, known
-from omenn_fx.errors import InputError, NoContentError, OutputError
+from omenn_fx.errors import InputError, MixedBatchError, NoContentError, OutputError
 
 Explain = str | int | Sequence[str | int] | None
 Output = str | int | Callable[[Any], Any] | None
@@ -47,7 +47,7 @@ def select_sources(captured: Captured, rules: RuleSet, explain: Explain) -> dict
         have = ", ".join(f"{n.name}: {value_of(n).dtype}" for n in tensors) or "no tensors"
         raise NoContentError(
             f"the model has no floating-point input and no embedding of integer ids (inputs: {have}), nor does it read "
-            "integers as numbers (by .float() or a division, say)"
+            "integers as numbers (by .float() or a division, say): convert them first, x.float(), and explain that"
         )
     return sources
 
@@ -123,8 +123,8 @@ def select_output(captured: Captured, output: Output) -> fx.Node:
     if value.ndim == 0 or hint(value.shape[0]) != hint(captured.batch):
         raise OutputError(
             f"the explained output '{picked.name}' of shape {tuple(map(hint, value.shape))} has no batch dimension: "
-            f"expected [N, ...] with one row for each of the {hint(captured.batch)} inputs, like logits; where the "
-            "inputs are one sample (a graph, say), transform with batched=False"
+            f"expected [N, ...] with one row for each of the {hint(captured.batch)} inputs, like logits",
+            fix=MixedBatchError.fix,
         )
     return picked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import zipfile
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def require_program(path: Path) -> None:
     elif "constants.pkl" in found:
         what, fix = "a TorchScript module (torch.jit.save)", f"give the nn.Module that it was made from, or {_EXPORT_IT}"
     elif "data.pkl" in found:
-        what, fix = "a file of torch.save: weights, or a pickled module", _WEIGHTS
+        what, fix = ("a pickled module (torch.save)", _MODULE) if _holds_a_module(path) else ("a file of weights", _WEIGHTS)
     else:
         what, fix = "an archive without a program", f"write it by {_EXPORT_IT}"
     raise CaptureError(f"'{path}' is {what}; {_NO_PROGRAM}", fix=fix)
@@ -40,6 +41,19 @@ _WEIGHTS = (
     "build the model in Python, load its weights with model.load_state_dict(torch.load(path, weights_only=True)), and "
     "give the model itself"
 )
+
+_MODULE = (
+    "torch.load(path, weights_only=False) unpickles it, which runs what code it names: where you trust the file, give what "
+    "that returns; else build the model in Python and load its weights"
+)
+
+
+def _holds_a_module(path: Path) -> bool:
+    """Whether the pickle of torch.save names a class of torch.nn; its opcodes are read, none is run."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        named = [str(argument) for code, argument, _ in pickletools.genops(archive.read(name)) if code.name == "GLOBAL"]
+    return any(one.startswith("torch.nn.modules.") or one.endswith("_rebuild_parameter") for one in named)
 
 
 def _entries(path: Path) -> set[str]:

@@ -6,9 +6,11 @@ views of it, and two casts are one explained value.
 
 from __future__ import annotations
 
+import operator
 from functools import reduce
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 
 from omenn_fx.algebra.ruleset import RuleSet
@@ -37,8 +39,8 @@ def as_numbers(captured: Captured, source: fx.Node, rules: RuleSet) -> fx.Node |
     for node in readers:
         for old, new in moved.items():
             node.replace_input_with(old, new)
-    for node in reversed(views):
-        if not node.users:
+    for node in reversed([*views, *moved.values()]):  # the views that nothing reads any more, or never did
+        if not node.users and node is not cast and node.op != "placeholder":
             editor.erase(node)
     captured.graph.lint()
     captured.module.recompile()
@@ -50,18 +52,17 @@ def _paths(graph: fx.Graph, source: fx.Node, rules: RuleSet) -> tuple[list[fx.No
     views: list[fx.Node] = []
     readers: list[fx.Node] = []
     for node in graph.nodes:
+        if node.target is operator.getitem:  # one piece of a split
+            views += [node] if node.args[0] in views else []
+            continue
         rule = rules.get(node.target)
-        value = value_of(node)
-        if rule is None or rule.form is None or not isinstance(value, torch.Tensor):
+        if rule is None or rule.form is None:
             continue
-        if not any(operand is source or operand in views for _, operand in slots_of(node, rule)):
+        content = [operand for _, operand in slots_of(node, rule)]
+        if not any(operand is source or operand in views for operand in content):
             continue
-        if value.is_floating_point():
+        if any(t.is_floating_point() for t in pytree.tree_leaves(value_of(node)) if isinstance(t, torch.Tensor)):
             readers.append(node)
-        elif rule.sign == "kept" and rule.passes_gate and len(node.all_input_nodes) == 1:
-            views.append(node)
-    used = set[fx.Node]()
-    for node in reversed([*views, *readers]):
-        if node in readers or node in used:
-            used.update(node.all_input_nodes)
-    return [n for n in views if n in used], readers
+        elif rule.sign == "kept" and all(n is source or n in views for n in node.all_input_nodes):
+            views.append(node)  # the same values, so the same ones in a float
+    return views, readers

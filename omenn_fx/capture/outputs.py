@@ -38,11 +38,9 @@ def tensors_only(result: Any) -> Any:
     """
     kept = _kept(result)
     if not _known(kept):
-        name = type(result).__name__
         raise OutputError(
-            f"the model returns a {name}, in which torch.export sees no tensors",
-            fix="return a tensor, or a tuple, dict or dataclass of tensors, in a wrapper around the model; or register "
-            f"the class of {name} with torch.utils._pytree.register_pytree_node",
+            f"the model returns an object of class {type(result).__name__}, in which torch.export sees no tensors",
+            fix="wrap the model in one that returns its tensors: alone, in a tuple, a dict or a dataclass",
         )
     return kept
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.export import ExportedProgram
 
+from omenn_fx.capture.files import require_program
 from omenn_fx.errors import InputError, OmennError
 from omenn_fx.loading import images
 from omenn_fx.loading.images import Preprocess
@@ -205,6 +206,7 @@ def _program(path: Path) -> ExportedProgram:
     if not path.is_file():
         raise SourceError(f"there is no file '{path}'")
     try:
+        require_program(path)
         return torch.export.load(path)
     except Exception as error:  # a damaged archive raises anything from zipfile to KeyError
         raise SourceError(
