@@ -134,8 +134,8 @@ def _transforms() -> tuple[str, ...]:
 class Tracing(TorchFunctionMode):
     """What torch.export is not to see, and what it does not tell, of the calls of this thread.
 
-    Distributions pass their own validation, which branches on values that no graph can hold: `set_default_validate_args`
-    would switch it off in every thread, and not where `validate_args=True` asks for it.
+    Distributions pass their own validation, which branches on values that no graph can hold. (The default,
+    `set_default_validate_args`, is one for all threads, and does not count where `validate_args=True` is given.)
 
     Attributes:
         transformed: whether a transform of torch.func, such as vmap, was on.

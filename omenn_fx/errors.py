@@ -136,8 +136,8 @@ class MixedBatchError(OmennError):
 
     fix = (
         "where the batch is another dimension than the first ([steps, N, ...]), wrap the model in one that takes "
-        "[N, steps, ...] and transposes; where all inputs are one sample (a graph, a pair of image and text), transform "
-        "with batched=False"
+        "[N, steps, ...] and transposes; where all inputs are one sample (a graph, a pair of image and text), "
+        "transform with batched=False"
     )
 
     def __init__(self, where: Place | str):

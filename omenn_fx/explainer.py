@@ -67,7 +67,7 @@ def transform(
         example_inputs: a tensor or a tuple of positional inputs to capture at; without, the first call captures.
         example_kwargs: keyword inputs to capture at.
         explain: which inputs carry content, by name or position (one or several). Default: every floating-point
-            input; where all inputs are integer ids, their embeddings.
+            input; where all inputs are integers, the embeddings of ids, else the numbers that forward reads them as.
         output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it;
             or the name of a node inside of the model (`nodes` lists them: the logits below a softmax). Default: the
             logits (the only tensor, the one named so, else the first floating-point one).

@@ -134,7 +134,9 @@ def test_an_exported_program_names_the_key_that_is_missing():
     explainer = omenn_fx.transform(torch.export.export(Net(columns), (batch,), strict=False), (batch,))
     with pytest.raises(omenn_fx.InputError, match=r"input 0 lacks 'column 3'; it cannot be captured anew"):
         explainer({key: value for key, value in batch.items() if key != "column 3"})
-    with pytest.raises(omenn_fx.InputError, match=r"input 0 lacks 'column 0', .*'column 3' and has 0, 1, 2, 3, 4 and 1 mo"):
+    with pytest.raises(
+        omenn_fx.InputError, match=r"input 0 lacks 'column 0', .*'column 3' and has 0, 1, 2, 3, 4 and 1 mo"
+    ):
         explainer(dict(enumerate(6 * [torch.randn(3, 1)])))
 
 
@@ -158,9 +160,15 @@ def test_a_dataclass_input_is_told_what_to_do_and_doing_it_works():
     ("inputs", "said"),
     [
         (np.zeros((2, 4), np.float32), "example_inputs is a ndarray: convert it with torch.from_numpy"),
-        ((np.zeros((2, 4), np.float32),), "an input is a ndarray, not a torch.Tensor; convert it with torch.from_numpy"),
+        (
+            (np.zeros((2, 4), np.float32),),
+            "an input is a ndarray, not a torch.Tensor; convert it with torch.from_numpy",
+        ),
         ((torch.zeros(2, 4), np.float32(3)), "a float32, not a torch.Tensor"),
-        ((torch.zeros(2, 4), np.int64(3)), "a int64, not a torch.Tensor; convert it with torch.from_numpy (a single number"),
+        (
+            (torch.zeros(2, 4), np.int64(3)),
+            "a int64, not a torch.Tensor; convert it with torch.from_numpy (a single number",
+        ),
         ({"x": torch.zeros(2, 4)}, "example_inputs=(batch,) where forward takes the mapping itself, or example_kwargs"),
         (3, "example_inputs is a int"),
     ],

@@ -119,7 +119,7 @@ def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
 
 
 def _is_transform(node: fx.Node) -> bool:
-    """A call that starts or ends a transform of torch.func, as vmap's: between them the values are not what they seem."""
+    """A call at which a transform of torch.func, vmap say, begins or ends: between them values hide a dimension."""
     return getattr(node.target, "__module__", None) == TRANSFORMS
 
 
@@ -192,7 +192,8 @@ def _inputs_and_constants(program: ExportedProgram, root: nn.Module, graph: fx.G
 
 def _writable(path: str) -> str:
     """A path that torch.fx can write as Python: a key of a ModuleDict may be a keyword, or hold quotes."""
-    return ".".join(f"{part}_" if keyword.iskeyword(part) else re.sub(r'["\\\n]', "_", part) for part in path.split("."))
+    parts = (re.sub(r'["\\\n]', "_", part) for part in path.split("."))
+    return ".".join(f"{part}_" if keyword.iskeyword(part) else part for part in parts)
 
 
 def canonicalised(node: fx.Node) -> fx.Node:

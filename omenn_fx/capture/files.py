@@ -21,20 +21,9 @@ def require_program(path: Path) -> None:
         raise CaptureError(f"there is no file '{path}'; {_NO_PROGRAM}")
     if path.is_dir():
         raise CaptureError(f"'{path}' is a folder; {_NO_PROGRAM}")
-    found = _entries(path) if zipfile.is_zipfile(path) else None
-    if found is None:
-        what, fix = _by_first_bytes(path)
-    elif EXPLAINER_NOTES in found:
-        what, fix = "an explainer that Explainer.save wrote", "load it: omenn_fx.load(path) returns what explains"
-    elif found & set(_EXPORTED):
-        return
-    elif "constants.pkl" in found:
-        what, fix = "a TorchScript module (torch.jit.save)", f"give the nn.Module that it was made from, or {_EXPORT_IT}"
-    elif "data.pkl" in found:
-        what, fix = ("a pickled module (torch.save)", _MODULE) if _holds_a_module(path) else ("a file of weights", _WEIGHTS)
-    else:
-        what, fix = "an archive without a program", f"write it by {_EXPORT_IT}"
-    raise CaptureError(f"'{path}' is {what}; {_NO_PROGRAM}", fix=fix)
+    what, fix = _of_an_archive(path) if zipfile.is_zipfile(path) else _of_first_bytes(path)
+    if what:
+        raise CaptureError(f"'{path}' is {what}; {_NO_PROGRAM}", fix=fix)
 
 
 _WEIGHTS = (
@@ -43,8 +32,8 @@ _WEIGHTS = (
 )
 
 _MODULE = (
-    "torch.load(path, weights_only=False) unpickles it, which runs what code it names: where you trust the file, give what "
-    "that returns; else build the model in Python and load its weights"
+    "torch.load(path, weights_only=False) unpickles it, which runs what code it names: where you trust the file, give "
+    "what that returns; else build the model in Python and load its weights"
 )
 
 
@@ -56,19 +45,28 @@ def _holds_a_module(path: Path) -> bool:
     return any(one.startswith("torch.nn.modules.") or one.endswith("_rebuild_parameter") for one in named)
 
 
-def _entries(path: Path) -> set[str]:
-    """The names of an archive's files, without their folders."""
+def _of_an_archive(path: Path) -> tuple[str, str]:
+    """What an archive is, and the way out; nothing of a program."""
     with zipfile.ZipFile(path) as archive:
-        return {name.rpartition("/")[2] for name in archive.namelist()}
+        found = {name.rpartition("/")[2] for name in archive.namelist()}
+    if EXPLAINER_NOTES in found:
+        return "an explainer that Explainer.save wrote", "load it: omenn_fx.load(path) returns what explains"
+    if found & set(_EXPORTED):
+        return "", ""
+    if "constants.pkl" in found:
+        return "a TorchScript module (torch.jit.save)", f"give the nn.Module that it was made from, or {_EXPORT_IT}"
+    if "data.pkl" not in found:
+        return "an archive without a program", f"write it by {_EXPORT_IT}"
+    return ("a pickled module (torch.save)", _MODULE) if _holds_a_module(path) else ("a file of weights", _WEIGHTS)
 
 
-def _by_first_bytes(path: Path) -> tuple[str, str]:
+def _of_first_bytes(path: Path) -> tuple[str, str]:
     with path.open("rb") as file:
-        start = file.read(16)
-    if start[:1] == b"\x80":
+        start = file.read(1)
+    if start == b"\x80":
         return "a pickle, as torch.save wrote them before torch 1.6", _WEIGHTS
     if path.suffix == ".safetensors":
-        return "a file of weights", "build the model, load them (safetensors.torch.load_model), and give the model itself"
+        return "a file of weights", "build the model, load them (safetensors.torch.load_model), and give that"
     if path.suffix == ".onnx":
         return "an ONNX file", "give the nn.Module that it was made from"
     return "no archive", f"write it by {_EXPORT_IT}"

@@ -89,7 +89,7 @@ def check_signature(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def check_rank(captured: Captured | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """The rank and kind that were captured: anything else is a mistake, not a new shape. Another structure may be one."""
+    """The rank and kind that were captured: anything else is a mistake, not a new shape; another structure is none."""
     if captured is None or other_structure(captured, args, kwargs):
         return
     for node, leaf in zip(captured.inputs, flatten_inputs(captured, args, kwargs), strict=True):
@@ -169,8 +169,8 @@ def _ordered(
 ) -> Iterator[Any]:
     if len(args) != len(wanted_args) or set(kwargs) != set(wanted):
         raise InputError(
-            f"the inputs are {len(args)} by position and {_listed(kwargs)} by name; captured were {len(wanted_args)} by "
-            f"position and {_listed(wanted)} by name"
+            f"the inputs are {len(args)} by position and {_listed(kwargs)} by name; captured were {len(wanted_args)} "
+            f"by position and {_listed(wanted)} by name"
         )
     for i, (want, value) in enumerate(zip(wanted_args, args, strict=True)):
         yield from _leaves(want, value, f"input {i}")

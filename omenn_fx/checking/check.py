@@ -46,7 +46,8 @@ def check(
     """Say whether `transform` with these arguments explains the model exactly, without computing anything.
 
     Only shapes are looked at, so a model on the meta device (`with torch.device("meta"): ...`) needs no weights;
-    example inputs are then moved there too.
+    example inputs are then moved there too. Only where a model fixes its batch are random values computed with: to try
+    whether the samples meet, as `transform` does.
 
     Args:
         model: as of `transform`.
@@ -67,7 +68,9 @@ def check(
         source = load_source(model)
         args, kwargs = positional(example_inputs), dict(example_kwargs or {})
     except OmennError as error:
-        return report(Plan(request, error=error), str(model) if isinstance(model, (str, Path)) else type(model).__name__)
+        return report(
+            Plan(request, error=error), str(model) if isinstance(model, (str, Path)) else type(model).__name__
+        )
     if not args and not kwargs:
         args, kwargs = own_inputs(source)
     args, kwargs = _on_the_models_device(source, args, kwargs)
