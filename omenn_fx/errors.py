@@ -104,6 +104,10 @@ class InputError(OmennError, ValueError):
     """The inputs do not fit the captured model, or hold values no explanation exists for."""
 
 
+class StructureError(InputError, CaptureError):
+    """The inputs have another structure than the captured ones, at which the model cannot be captured either."""
+
+
 class TargetError(OmennError, ValueError):
     """The target does not select a value of the model's output."""
 

@@ -34,7 +34,7 @@ from omenn_fx.capture.torch_export import Source, load_source, require_eval
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
 from omenn_fx.compat import keep_out_of_compilation
-from omenn_fx.errors import InputError, OmennError
+from omenn_fx.errors import InputError, OmennError, StructureError
 from omenn_fx.explanation import Explanation
 from omenn_fx.graph.affine_map import AffineMap, Recorder, affine_map
 from omenn_fx.program import NodeInfo, Program, make_program
@@ -163,7 +163,8 @@ class Explainer(nn.Module):
             structure = "" if before is None else other_structure(before, args, kwargs)
             if not structure or isinstance(error, InputError):
                 raise
-            raise InputError(f"{structure}\n  With these inputs: {error.reason}", error.places, error.fix) from error
+            place = error.places[0] if error.places else None
+            raise StructureError(f"{structure}. So called, {error.reason}", place, error.fix) from error
         return program, flatten_inputs(program.captured, args, kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Explainer:
