@@ -158,11 +158,9 @@ def _validates(code: Any) -> bool:
     """Whether code is that of torch.distributions which looks at the values of arguments and samples."""
     from torch.distributions import ContinuousBernoulli, Distribution, Geometric, constraints
 
-    kinds: tuple[type, ...] = (Distribution, Geometric, ContinuousBernoulli)  # these two look once more
-    methods = [*(kind.__init__ for kind in kinds), Distribution._validate_sample]
-    return any(code is method.__code__ for method in methods) or (  # type: ignore[misc]
-        code is not None and code.co_filename == constraints.__file__
-    )
+    kinds: tuple[type, ...] = (Distribution, Geometric, ContinuousBernoulli)  # the last two look once more
+    codes = [*(vars(kind)["__init__"].__code__ for kind in kinds), Distribution._validate_sample.__code__]
+    return code in codes or (code is not None and code.co_filename == constraints.__file__)
 
 
 def _caller() -> Any:

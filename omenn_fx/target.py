@@ -82,7 +82,7 @@ def resolve(target: Target | Chooser, outputs: Tensor) -> Positions | Weights:
     if chosen is None:
         return Positions(_rows(outputs).argmax(1), False)
     chosen = _plain(chosen)
-    if isinstance(chosen, bool) or not isinstance(chosen, (int, tuple, list, Tensor)):
+    if isinstance(chosen, bool) or not isinstance(chosen, (int, tuple, Tensor)):
         raise TargetError(
             "target must be None, an int, a tuple of ints or slices, a LongTensor, a tensor of weights or a callable "
             f"that returns one, not {type(chosen).__name__}"

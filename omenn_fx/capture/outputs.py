@@ -53,7 +53,8 @@ def _kept(result: Any) -> Any:
         return kept if type(result) is dict else type(result)(**kept)
     if isinstance(result, tuple):
         parts = [part if _known(part := _kept(value)) else None for value in result]
-        return tuple(parts) if type(result) is tuple else type(result)(*parts)
+        kind: Any = type(result)
+        return tuple(parts) if kind is tuple else kind(*parts)  # a namedtuple takes them one by one
     if type(result) is list:
         return [part if _known(part := _kept(value)) else None for value in result]
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
