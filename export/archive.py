@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -89,6 +90,12 @@ def _reading(what: str) -> Iterator[None]:
         raise ExportError(f"{what}: {said(error)}") from error
 
 
+def _read(content: bytes) -> SavedExplainer:
+    notes = {NOTES: ""}
+    program = torch.export.load(io.BytesIO(content), extra_files=notes)
+    return SavedExplainer(program, json.loads(notes[NOTES]))
+
+
 class SavedExplainer:
     """An explainer without its model: called with the model's input tensors, it returns an `Explanation`.
 
@@ -149,6 +156,12 @@ class SavedExplainer:
                     f"({taken}) {want.dtype}{kept}{sizes_known}"
                 )
         self.sizes.check(self.inputs, given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As the bytes of its file: worker processes get one."""
+        file = io.BytesIO()
+        torch.export.save(self.program, file, extra_files={NOTES: json.dumps(self.notes)})
+        return _read, (file.getvalue(),)
 
     def __repr__(self) -> str:
         return (

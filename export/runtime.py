@@ -73,6 +73,10 @@ class OnnxExplainer:
         self.outputs = [o.name for o in self.session.get_outputs()]
         self._notes = _read(self.metadata, path, self.inputs, self.outputs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its file and providers: a session stays in its process."""
+        return type(self), (self.path.resolve(), self.session.get_providers())
+
     def run(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """All inputs, the target among them, to all results by what they are."""
         found = self.session.run(None, dict(zip(self.inputs, values, strict=True)))

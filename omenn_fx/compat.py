@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,11 +22,16 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher  # a fake tensor runs an operator's Python decomposition
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket  # the only types that tell operators apart
 from torch._subclasses.fake_tensor import FakeTensor  # what a graph records of a value: its shape and dtype
+from torch.overrides import TorchFunctionMode
 
 __all__ = ["FakeTensor", "HigherOrderOperator", "OpOverload", "OpOverloadPacket", "enable_python_dispatcher"]
 
 # module -> the private names that are used of it, dotted where a class holds them
 PRIVATE: dict[str, tuple[str, ...]] = {
+    "torch": ("_is_all_true",),
+    "torch._C._functorch": ("maybe_current_level",),
+    "torch.distributions": ("Distribution._validate_sample",),
+    "torch._functorch.predispatch": ("_add_batch_dim", "_remove_batch_dim"),
     "torch._dispatch.python": ("enable_python_dispatcher",),
     "torch._ops": ("HigherOrderOperator", "OpOverload", "OpOverloadPacket"),
     "torch._subclasses.fake_tensor": (
@@ -194,7 +200,7 @@ def traced_calls(function: Any, values: list[Any]) -> Any:
 
 # Errors of torch.export ----------------------------------------------------------------------------------------------
 
-Failure = Literal["values", "around", "no fake"]
+Failure = Literal["values", "around", "no fake", "transform"]
 
 _TEXTS: tuple[tuple[type[Exception], str, Failure], ...] = (
     (RuntimeError, "We found a fake tensor in the exported program constant's list", "around"),
@@ -226,7 +232,57 @@ def failure_of(error: Exception) -> Failure | None:
         return "values"
     if isinstance(error, (fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)):
         return "no fake"
+    if any(frame.f_code.co_filename in _transforms() for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return "transform"
     return next((what for kind, text, what in _TEXTS if type(error) is kind and text in str(error)), None)
+
+
+TRANSFORMS = "torch._functorch.predispatch"  # whose functions an exported graph calls where vmap begins and ends
+
+
+def _transforms() -> tuple[str, ...]:
+    """The files in which the transforms of torch.func run what the user gives them."""
+    return torch.vmap.__code__.co_filename, torch.func.jacrev.__code__.co_filename
+
+
+class Tracing(TorchFunctionMode):
+    """What torch.export is not to see, and what it does not tell, of the calls of this thread.
+
+    Distributions pass their own validation, which branches on values that no graph can hold. (The default,
+    `set_default_validate_args`, is one for all threads, and does not count where `validate_args=True` is given.)
+
+    Attributes:
+        transformed: whether a transform of torch.func, such as vmap, was on.
+    """
+
+    transformed = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not torch.compiler.is_dynamo_compiling():
+            if func in _VERDICTS and _validates(_caller()):
+                return True
+            self.transformed = self.transformed or torch._C._functorch.maybe_current_level() is not None
+        return func(*args, **(kwargs or {}))
+
+
+_VERDICTS = (torch._is_all_true, torch.Tensor.__bool__)
+
+
+def _validates(code: Any) -> bool:
+    """Whether code is that of torch.distributions which looks at the values of arguments and samples."""
+    from torch.distributions import ContinuousBernoulli, Distribution, Geometric, constraints
+
+    kinds: tuple[type, ...] = (Distribution, Geometric, ContinuousBernoulli)  # the last two look once more
+    codes = [*(vars(kind)["__init__"].__code__ for kind in kinds), Distribution._validate_sample.__code__]
+    return code in codes or (code is not None and code.co_filename == constraints.__file__)
+
+
+def _caller() -> Any:
+    """The code that called a function of torch, below the modes that see the call first."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return None if frame is None else frame.f_code
 
 
 # Files of torch.export -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,9 @@ class Place:
         return self.label + (f"\n      at {self.source}" if self.source else "")
 
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # objects print theirs, another one at every run
+
+
 class OmennError(Exception):
     """Base of all errors raised by omenn-fx.
 
@@ -54,6 +58,7 @@ class OmennError(Exception):
     fix: str = ""
 
     def __init__(self, reason: str = "", places: Sequence[Place] = (), fix: str = ""):
+        reason = _ADDRESS.sub("", reason)
         super().__init__(reason)
         self.reason, self.places, self.fix = reason, tuple(places), fix or self.fix
 
@@ -82,7 +87,11 @@ class CaptureError(OmennError):
         super().__init__(reason, (place,) if place is not None else (), fix)
 
     def __str__(self) -> str:
-        at = "".join(f"\n  at {place.source}" for place in self.places if place.source)
+        at = "".join(
+            f"\n  at {place.source}" if place.source else f"\n  in module '{place.module}'"
+            for place in self.places
+            if place.source or place.module
+        )
         return printable(self.reason + at + (f"\n  What to change: {self.fix}." if self.fix else ""))
 
 
@@ -99,6 +108,10 @@ class ModeError(OmennError):
 
 class InputError(OmennError, ValueError):
     """The inputs do not fit the captured model, or hold values no explanation exists for."""
+
+
+class StructureError(InputError, CaptureError):
+    """The inputs have another structure than the captured ones, at which the model cannot be captured either."""
 
 
 class TargetError(OmennError, ValueError):
@@ -136,8 +149,9 @@ class MixedBatchError(OmennError):
     """The samples of a batch reach each other, so that none has an explanation of its own."""
 
     fix = (
-        "where the inputs are one sample (a graph, a pair of image and text), transform with batched=False; else "
-        "explain one sample at a time"
+        "where the batch is another dimension than the first ([steps, N, ...]), wrap the model in one that takes "
+        "[N, steps, ...] and transposes; where all inputs are one sample (a graph, a pair of image and text), "
+        "transform with batched=False"
     )
 
     def __init__(self, where: Place | str):

@@ -22,13 +22,13 @@ from omenn_fx.capture.exclusive import exclusive
 from omenn_fx.capture.inputs import (
     check_autocast,
     check_finite,
-    check_leaves,
-    check_rank,
     flatten_inputs,
+    positional,
 )
 from omenn_fx.capture.isolate import deep_copied, isolated
 from omenn_fx.capture.kept import kept
-from omenn_fx.capture.torch_export import Source, load_source, require_eval, tensors_only
+from omenn_fx.capture.outputs import tensors_only
+from omenn_fx.capture.torch_export import Source, load_source, require_eval
 from omenn_fx.checking.complete import require_sum
 from omenn_fx.checking.validate import validate
 from omenn_fx.checking.validation_report import ValidationReport
@@ -68,8 +68,8 @@ def transform(
         example_inputs: a tensor or a tuple of positional inputs to capture at; without, the first call captures.
         example_kwargs: keyword inputs to capture at.
         explain: which inputs carry content, by name or position (one or several), or the names of floating-point nodes
-            inside of the model. Default: every floating-point input; where all inputs are integer ids, what the ids
-            look up, computed ids too (embeddings, and bags of them token by token).
+            inside of the model. Default: every floating-point input; where all inputs are integers, what the ids look
+            up, computed ids too (embeddings, and bags of them token by token), else the numbers that forward reads.
         output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it;
             or the name of a node inside of the model (`nodes` lists them: the logits below a softmax). Default: the
             logits (the only tensor, the one named so, else the first floating-point one).
@@ -95,8 +95,7 @@ def transform(
     )
     explainer = Explainer(load_source(model, trusted), request)
     if example_inputs is not None or example_kwargs:
-        args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
-        explainer.prepare(*args, **(example_kwargs or {}))
+        explainer.prepare(*positional(example_inputs), **(example_kwargs or {}))
     return explainer
 
 
@@ -139,16 +138,17 @@ class Explainer(nn.Module):
 
     def prepare(self, *args: Any, **kwargs: Any) -> Explainer:
         """Capture at example inputs now, so that the first explanation costs nothing extra. Returns self."""
-        leaves = pytree.tree_leaves((args, kwargs))
-        check_leaves(leaves)
-        self._programs.capture(self._source, args, kwargs, leaves, self.request)
+        self._programs.capture(self._source, args, kwargs, self.request)
         return self
 
-    def _captured_for(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Program:
+    def _captured_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         with exclusive():  # once, however many threads ask for it
-            found = self._programs.find(leaves) or self.prepare(*args, **kwargs)._programs.find(leaves) or self._current
-        assert found is not None
-        return found
+            found = self._programs.find(args, kwargs)
+            if found is None:
+                self._programs.require_alike(args, kwargs)
+                program = self.prepare(*args, **kwargs).ready
+                found = program, flatten_inputs(program.captured, args, kwargs)
+            return found
 
     def program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         """What was captured for inputs like these (captured now where nothing fits), and their leaves in its order."""
@@ -159,13 +159,9 @@ class Explainer(nn.Module):
         return self.model is not None and self._programs.follow(self.model)
 
     def _program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
-        leaves = pytree.tree_leaves((args, kwargs))
-        check_autocast(leaves)
-        program = self._programs.find(leaves, tick=not torch.compiler.is_dynamo_compiling())
-        if program is None:
-            check_rank(self._captured, leaves)
-            program = self._captured_for(args, kwargs, leaves)
-        return program, flatten_inputs(program.captured, args, kwargs)
+        check_autocast(pytree.tree_leaves((args, kwargs)))
+        found = self._programs.find(args, kwargs, tick=not torch.compiler.is_dynamo_compiling())
+        return self._captured_for(args, kwargs) if found is None else found
 
     def _apply(self, fn: Any, recurse: bool = True) -> Explainer:
         """`.to`, `.double`, `.cuda`: the model moves, and is captured anew at the next call."""
@@ -184,7 +180,7 @@ class Explainer(nn.Module):
     def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Explanation:
         """As `forward`. Whether the model has changed is asked here, where torch.compile does not compile it away."""
         if self._follow():
-            self._captured_for(args, kwargs, pytree.tree_leaves((args, kwargs)))
+            self._captured_for(args, kwargs)
         explanation: Explanation = super().__call__(*args, target=target, **kwargs)
         return explanation
 
@@ -253,26 +249,13 @@ class Explainer(nn.Module):
     @torch.no_grad()
     def reference(self, *args: Any, **kwargs: Any) -> Tensor:
         """The explained output as the model itself computes it, without our graph: [N, ...]."""
-        program, _ = self.program_for(args, kwargs)
-        captured = program.captured
+        program, leaves = self.program_for(args, kwargs)
         if self.model is None:
             assert self._exported is not None
-            result = self._exported.module()(*args, **kwargs)
-        else:
-            copied = isolated(self.model)
-            with kept(copied):  # it shares its buffers
-                result = tensors_only(copied(*args, **kwargs))  # as at capture
-        leaves = pytree.tree_leaves(result)
-        if program.tagged.output not in captured.outputs:  # a node inside of the model
-            inside: Tensor = Recorder(captured.module).record(flatten_inputs(captured, args, kwargs))[
-                program.tagged.output
-            ]
-            return inside
-        value: Tensor = leaves[captured.outputs.index(program.tagged.output)]
-        shape = program.tagged.output.meta["val"].shape
-        if captured.batch == 1 and value.ndim != len(shape):  # the model leaves out the dimension of the batch
-            return value.reshape(shape)
-        return value if self.request.batched else value[None]
+            return program.output_of(self._exported.module()(*args, **kwargs), leaves)
+        copied = isolated(self.model)
+        with kept(copied):  # it shares its buffers
+            return program.output_of(tensors_only(copied(*args, **kwargs)), leaves)  # as at capture
 
     # Leaving the process ------------------------------------------------------------------------------------------
 

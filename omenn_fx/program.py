@@ -17,7 +17,6 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from omenn_fx.algebra.tolerances import coarsest
-from omenn_fx.analysis.batch_dim import mixed
 from omenn_fx.analysis.plan import Plan, Request, at_one, make_plan
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.analysis.silent import silent, without_part
@@ -28,6 +27,7 @@ from omenn_fx.capture.nodes import place_of, producer, value_of
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.errors import MixedBatchError
 from omenn_fx.explanation import Explanation, assembled
+from omenn_fx.graph.affine_map import Recorder
 from omenn_fx.graph.build import Halves, explainer_graph, split
 from omenn_fx.graph.rows_apart import meeting
 from omenn_fx.target import Chooser, Target, resolve
@@ -109,6 +109,18 @@ class Program:
         """The least precise dtype on the way from the explained inputs to the output."""
         return coarsest(value_of(node).dtype for node in self.tagged.content)
 
+    def output_of(self, result: Any, leaves: Sequence[Any]) -> Tensor:
+        """The explained output, [N, ...], among what the model itself returns at these inputs."""
+        captured, output = self.captured, self.tagged.output
+        if output not in captured.outputs:  # a node inside of the model
+            inside: Tensor = Recorder(captured.module).record(leaves)[output]
+            return inside
+        value: Tensor = pytree.tree_leaves(result)[captured.outputs.index(output)]
+        shape = value_of(output).shape
+        if captured.batch == 1 and value.ndim != len(shape):  # the model leaves out the dimension of the batch
+            return value.reshape(shape)
+        return value if captured.batch is not None else value[None]
+
     @property
     def nodes(self) -> list[NodeInfo]:
         """Every node of the captured graph, in order."""
@@ -123,20 +135,16 @@ class Program:
 def make_program(
     source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
 ) -> Program:
-    """Capture, analyse, and build the explainer graph. Raises the error of the plan, and MixedBatchError."""
-    own = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
-    plan = tried_plan(source, own[0], own[1], request)
+    """Capture, analyse, and build the explainer graph. Raises the error of the plan."""
+    plan = tried_plan(source, args, kwargs, request)
     if plan.error is not None:
         raise plan.error
     assert plan.captured is not None
     assert plan.tagged is not None
     assert plan.layout is not None
-    module = explainer_graph(plan.tagged, plan.layout, request.policy)
-    program = Program(plan.captured, plan.tagged, module, split(module))
-    batch = plan.captured.batch
-    several = batch is not None and not plan.captured.dynamic_batch and batch > 1
-    if several and mixed(program.halves.forward, program.halves.each, flatten_inputs(plan.captured, *own)):
-        raise MixedBatchError("somewhere in the model, which fixes its batch size")
+    with torch.inference_mode(False), torch.no_grad():
+        module = explainer_graph(plan.tagged, plan.layout, request.policy)
+        program = Program(plan.captured, plan.tagged, module, split(module))
     for name, node in silent(plan.tagged).items():
         log.warning("%s", without_part(name, node))
     if plan.reached is not None:
@@ -154,7 +162,8 @@ def tried_plan(
     source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
 ) -> Plan:
     """The plan of a capture; whether its samples meet is tried on values, too."""
-    with exclusive():
+    with exclusive(), torch.inference_mode(False), torch.no_grad():
+        args, kwargs = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (args, kwargs))
         plan = tried(make_plan(source, args, kwargs, request), args, kwargs)
         one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
         free = plan.captured is not None and plan.captured.dynamic_batch
@@ -169,7 +178,8 @@ def tried(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
         return plan
     leaves = flatten_inputs(plan.captured, args, kwargs)
     if any(isinstance(v, Tensor) and v.is_meta for v in [*leaves, *plan.captured.module.state_dict().values()]):
-        return plan
+        # Shapes tell whether the samples meet where the batch is free: not where constants may have its size.
+        return replace(plan, untried=not plan.captured.dynamic_batch and (plan.captured.batch or 1) > 1)
     met = meeting(plan.tagged, plan.layout, leaves)
     if met is None:
         return plan

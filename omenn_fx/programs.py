@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-import torch
+import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import ExportedProgram
 
 from omenn_fx.analysis.plan import Request
 from omenn_fx.capture.exclusive import exclusive
-from omenn_fx.capture.inputs import check_signature, fits, mismatch
+from omenn_fx.capture.inputs import check_leaves, check_rank, fitting, mismatch, other_structure
 from omenn_fx.capture.model_state import ModelState
 from omenn_fx.capture.torch_export import require_eval
-from omenn_fx.errors import InputError
+from omenn_fx.errors import InputError, OmennError, StructureError
 from omenn_fx.program import Program, make_program
 
 log = logging.getLogger("omenn_fx")
@@ -49,18 +49,27 @@ class Programs:
     def __iter__(self) -> Iterator[Program]:
         return iter([kept.program for kept in self._kept])
 
-    def find(self, leaves: Sequence[Any], tick: bool = True) -> Program | None:
-        """The program for inputs like these; None where nothing fits."""
+    def find(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tick: bool = True
+    ) -> tuple[Program, list[Any]] | None:
+        """The program for inputs like these, and their leaves in its order; None where nothing fits."""
         program = self.current
-        if program is not None and fits(program.captured, leaves):
-            return program
+        leaves = None if program is None else fitting(program.captured, args, kwargs)
+        if program is not None and leaves is not None:
+            return program, leaves
         for kept in self._kept:
-            if fits(kept.program.captured, leaves):
+            leaves = fitting(kept.program.captured, args, kwargs)
+            if leaves is not None:
                 if tick:
                     kept.used = next(_clock)
                 self.current = kept.program
-                return kept.program
+                return kept.program, leaves
         return None
+
+    def require_alike(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise InputError where inputs cannot be meant: no tensors, or another rank or kind than what was captured."""
+        check_leaves(pytree.tree_leaves((args, kwargs)))
+        check_rank(None if self.current is None else self.current.captured, args, kwargs)
 
     def follow(self, model: nn.Module) -> bool:
         """Let go of what was captured of a model that has changed since, and say what changed. Whether it has.
@@ -80,42 +89,41 @@ class Programs:
             return bool(changes)
 
     def capture(
-        self,
-        source: nn.Module | ExportedProgram,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        leaves: Sequence[Any],
-        request: Request,
+        self, source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
     ) -> Program:
         """The program for inputs like these, made where there is none: once, however many threads ask for it."""
         model = source if isinstance(source, nn.Module) else None
         with exclusive():
             if model is not None:
                 self.follow(model)
-            program = self.find(leaves)
-            if program is None:
-                state = self._state if self._state is not None or model is None else ModelState(model)
-                program = self._made(source, args, kwargs, leaves, request)
-                if state is not None:
-                    state.leave_out(program.captured.written)
-                self._state = state
-                self._keep(program)
+            found = self.find(args, kwargs)
+            if found is not None:
+                return found[0]
+            state = self._state if self._state is not None or model is None else ModelState(model)
+            program = self._made(source, args, kwargs, request)
+            if state is not None:
+                state.leave_out(program.captured.written)
+            self._state = state
+            self._keep(program)
             return program
 
-    def _made(self, source: Any, args: Any, kwargs: Any, leaves: Sequence[Any], request: Request) -> Program:
+    def _made(self, source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request) -> Program:
         last = None if self.current is None else self.current.captured
-        if isinstance(source, nn.Module):
-            require_eval(source)
-            check_signature(source, args, kwargs)
-        elif last is not None:
+        if last is not None and not isinstance(source, nn.Module):
             raise InputError(
-                f"these inputs do not fit the exported program: {mismatch(last, leaves)}; it cannot be captured "
+                f"these inputs do not fit the exported program: {mismatch(last, args, kwargs)}; it cannot be captured "
                 "anew, transform the model itself"
             )
-        with torch.inference_mode(False), torch.no_grad():
+        try:
             program = make_program(source, args, kwargs, request)
+        except OmennError as error:
+            structure = "" if last is None else other_structure(last, args, kwargs)
+            if not structure or isinstance(error, InputError):
+                raise
+            place = error.places[0] if error.places else None
+            raise StructureError(f"{structure}. So called, {error.reason}", place, error.fix) from error
         if last is not None:
-            log.warning("captured anew for new inputs: %s", mismatch(last, leaves))
+            log.warning("captured anew for new inputs: %s", mismatch(last, args, kwargs))
         return program
 
     def clear(self) -> None:

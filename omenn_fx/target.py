@@ -81,21 +81,33 @@ def resolve(target: Target | Chooser, outputs: Tensor) -> Positions | Weights:
         return chosen
     if chosen is None:
         return Positions(_rows(outputs).argmax(1), False)
-    if isinstance(chosen, bool) or not isinstance(chosen, (int, tuple, list, Tensor)):
+    chosen = _plain(chosen)
+    if isinstance(chosen, bool) or not isinstance(chosen, (int, tuple, Tensor)):
         raise TargetError(
             "target must be None, an int, a tuple of ints or slices, a LongTensor, a tensor of weights or a callable "
             f"that returns one, not {type(chosen).__name__}"
         )
-    if isinstance(chosen, list):
-        return _from_indices(torch.tensor(chosen), outputs)
     return _from_tensor(chosen, outputs) if isinstance(chosen, Tensor) else _from_position(chosen, outputs)
+
+
+def _plain(chosen: Any) -> Any:
+    """Numbers and arrays of numpy as an int, a bool or a tensor, and so a list; what is in a tuple, part by part."""
+    if isinstance(chosen, tuple):
+        return tuple(_plain(part) for part in chosen)
+    if isinstance(chosen, Tensor) or not (isinstance(chosen, list) or hasattr(chosen, "__array__")):
+        return chosen
+    try:
+        values = torch.as_tensor(chosen)
+    except (TypeError, ValueError, RuntimeError) as error:  # of words, of several lengths
+        raise TargetError(f"the target {chosen!r} is no tensor of numbers: {error}") from None
+    return values if values.ndim or values.is_floating_point() else values.item()
 
 
 def _from_tensor(target: Tensor, outputs: Tensor) -> Positions | Weights:
     """Weights, one class for all rows (no dimension), or classes of each row."""
     if target.is_floating_point():
         return _from_weights(target, outputs)
-    if target.ndim == 0:
+    if target.ndim == 0 and target.dtype != torch.bool:
         return _from_position(int(target), outputs)
     return _from_indices(target, outputs)
 

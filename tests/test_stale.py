@@ -307,7 +307,7 @@ def test_the_program_used_least_recently_is_dropped(monkeypatch, caplog):
 
 def test_programs_start_empty():
     assert len(Programs()) == 0
-    assert Programs().find([X]) is None
+    assert Programs().find((X,), {}) is None
 
 
 # Nothing of the user's model is different afterwards -----------------------------------------------------------------

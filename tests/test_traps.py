@@ -25,7 +25,8 @@ def test_there_are_enough_traps():
     assert len(TRAPS) >= 60
     assert len({t.name for t in TRAPS}) == len(TRAPS)
     met = {t.code for t in TRAPS}
-    assert {k.code for k in (*PROBLEMS, *WARNINGS)} - met <= {"OMENN009"}
+    elsewhere = {"OMENN009", "OMENN110"}  # the second is of models without weights: test_agree.py
+    assert {k.code for k in (*PROBLEMS, *WARNINGS)} - met <= elsewhere
 
 
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda t: t.name)

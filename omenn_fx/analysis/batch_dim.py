@@ -7,7 +7,7 @@ Views tell where it went: the stride of the batch in the flattened index does no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,10 +111,10 @@ def layouts(tagged: Tagged) -> Layouts:
             apart = following is None or (layout is not None and layout.dim != following.dim)
             apart = apart or not _in_step(call, at, tagged.captured.batch)
             if apart or fixed or _meet(tagged.rules, rule.rows, node, slot, at.dim, len(before)):
-                raise MixedBatchError(place_of(node))
+                raise MixedBatchError(place_of(call))
             layout = layout or following
         if layout is None or layout.outer * layout.inner * count != shape[layout.dim]:
-            raise MixedBatchError(place_of(node))
+            raise MixedBatchError(place_of(call))
         if symbols(value_of(node).shape[layout.dim]) & others:
             raise CaptureError(_FOLDED, place_of(node), _ONE_ROW)
         found[node] = layout if part is None else replace(part, inner=layout)
@@ -189,24 +189,6 @@ def _next(
     if len(candidates) == 1:
         return Layout(candidates[0], shape[candidates[0]] // (size * at.inner), at.inner)
     return None
-
-
-def mixed(forward: Callable[..., Any], each: Callable[..., Any], leaves: Sequence[Any]) -> bool:
-    """Whether rows of the output read rows of the content that are not their own, found by explaining some of them.
-
-    A graph with a fixed batch may mix its samples by constants of that size, which no shape tells. For each bit of the
-    rows' numbers the rows with that bit are explained, and those without it: two rows are told apart by one bit.
-    """
-    outputs, residuals = forward(*leaves)
-    rows = torch.arange(outputs.shape[0], device=outputs.device)
-    for bit in range(max(outputs.shape[0] - 1, 0).bit_length()):
-        for side in (0, 1):
-            explained = (rows >> bit & 1) == side
-            shape = (-1,) + (1,) * (outputs.ndim - 1)
-            cotangent = torch.ones_like(outputs) * explained.to(outputs.dtype).reshape(shape)
-            if any(bool((g[~explained] != 0).any()) for g in each([cotangent], tuple(residuals))[0]["C_w"]):
-                return True
-    return False
 
 
 def _meet(rules: RuleSet, rows: Rows | None, node: fx.Node, slot: Slot, batch: int, ndim: int) -> bool:

@@ -12,16 +12,19 @@ from torch import fx
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.analysis.lookups import Lookup, by_sample, carries, lookups
 from omenn_fx.capture.captured import Captured
+from omenn_fx.capture.integers import as_numbers
 from omenn_fx.capture.nodes import value_of
 from omenn_fx.capture.sizes import hint, known
-from omenn_fx.errors import InputError, NoContentError, OutputError
+from omenn_fx.errors import InputError, MixedBatchError, NoContentError, OutputError
 
 Explain = str | int | Sequence[str | int] | None
 Output = str | int | Callable[[Any], Any] | None
 
 
 def select_sources(captured: Captured, rules: RuleSet, explain: Explain) -> dict[str, fx.Node]:
-    """Input name -> the node whose value is explained: the input itself, or what its integers look up in a table.
+    """Input name -> the node whose value is explained.
+
+    That is the input itself, what its integers look up in a table, or the numbers that they are read as.
 
     Raises InputError for an unknown input, NoContentError where no input can carry content. Takes over the graph.
     """
@@ -36,10 +39,18 @@ def select_sources(captured: Captured, rules: RuleSet, explain: Explain) -> dict
         sources = _named(captured, rules, chosen, counted=True)
         for node in chosen:
             if not any(name.partition(":")[0] == node.name for name in sources):
-                raise InputError(_no_lookup(node, sources))
+                numbers = as_numbers(captured, node, rules)
+                if numbers is None:
+                    raise InputError(_no_lookup(node, sources))
+                sources[node.name] = numbers
+    if not sources and explain is None:
+        sources = {n.name: cast for n in chosen if (cast := as_numbers(captured, n, rules)) is not None}
     if not sources:
         have = ", ".join(f"{n.name}: {value_of(n).dtype}" for n in tensors) or "no tensors"
-        raise NoContentError(f"the model has no floating-point input and no embedding of integer ids (inputs: {have})")
+        raise NoContentError(
+            f"the model has no floating-point input and no embedding of integer ids (inputs: {have}), nor does it read "
+            "integers as numbers (by .float() or a division, say): convert them first, x.float(), and explain that"
+        )
     return sources
 
 
@@ -85,7 +96,8 @@ def _find(captured: Captured, tensors: list[fx.Node], wanted: str | int) -> fx.N
 
 def _no_lookup(node: fx.Node, sources: Mapping[str, fx.Node]) -> str:
     held = f"input '{node.name}' holds integers ({value_of(node).dtype})"
-    return f"{held} that no embedding reads" + (f" but those of {', '.join(sources)}" if sources else "")
+    others = f" but those of {', '.join(sources)}" if sources else ""
+    return f"{held} that no embedding reads{others}, and that nothing reads as numbers (by .float() or a division, say)"
 
 
 def _floats(node: fx.Node) -> bool:
@@ -131,8 +143,8 @@ def select_output(captured: Captured, output: Output) -> fx.Node:
     if value.ndim == 0 or hint(value.shape[0]) != hint(captured.batch):
         raise OutputError(
             f"the explained output '{picked.name}' of shape {tuple(map(hint, value.shape))} has no batch dimension: "
-            f"expected [N, ...] with one row for each of the {hint(captured.batch)} inputs, like logits; where the "
-            "inputs are one sample (a graph, say), transform with batched=False"
+            f"expected [N, ...] with one row for each of the {hint(captured.batch)} inputs, like logits",
+            fix=MixedBatchError.fix,
         )
     return picked
 

@@ -26,8 +26,9 @@ from omenn_fx.capture.captured import Captured, capture
 from omenn_fx.capture.embedding_bags import take_bags_apart
 from omenn_fx.capture.exclusive import exclusive
 from omenn_fx.capture.fold_norms import fold_batch_norms
-from omenn_fx.capture.inputs import check_autocast
+from omenn_fx.capture.inputs import check_autocast, check_leaves, check_signature
 from omenn_fx.capture.sizes import batch_size
+from omenn_fx.capture.torch_export import require_eval
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError, OutputError
 
 log = logging.getLogger("omenn_fx")
@@ -69,7 +70,9 @@ class Request:
 class Plan:
     """The finished parts, as far as it came; `error` is what stopped it.
 
-    `reached`: the node where samples of a batch reach each other through coefficients alone.
+    Attributes:
+        reached: the node where samples of a batch reach each other through coefficients alone.
+        untried: the batch is fixed, and there are no values on which to try whether its samples meet (a model on meta).
     """
 
     request: Request
@@ -78,17 +81,31 @@ class Plan:
     layout: Layouts | None = None
     error: OmennError | None = None
     reached: fx.Node | None = None
+    untried: bool = False
 
 
 def make_plan(
     source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request
 ) -> Plan:
     """Capture a model at example inputs and give every node its role. What goes wrong is `Plan.error`, not raised."""
-    with exclusive():
-        return _plan(source, args, kwargs, request)
+    try:
+        _check_inputs(source, args, kwargs)
+    except OmennError as error:
+        return Plan(request, error=error)
+    with exclusive(), torch.inference_mode(False), torch.no_grad():
+        return _of_a_batch(source, args, kwargs, request)
 
 
-def _plan(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request) -> Plan:
+def _check_inputs(source: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise what is wrong before anything is captured."""
+    check_leaves(pytree.tree_leaves((args, kwargs)))
+    if isinstance(source, nn.Module):
+        require_eval(source)
+        check_signature(source, args, kwargs)
+
+
+def _of_a_batch(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request) -> Plan:
+    """A plan for any size of the batch, or for one sample where the samples of a batch meet."""
     plan = _filled(source, args, kwargs, request, request.dynamic_batch)
     one = batch_size(pytree.tree_leaves((args, kwargs))) == 1
     if plan.captured is None or not plan.captured.dynamic_batch:

@@ -31,7 +31,7 @@ from omenn_fx.capture.nodes import fresh_name, place_of
 from omenn_fx.capture.single import conditions_of, rows_at_one, with_rows
 from omenn_fx.capture.sizes import batch_size, batch_symbol, is_symbolic
 from omenn_fx.capture.torch_export import export, own_path, own_stack, require_eval
-from omenn_fx.compat import HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
+from omenn_fx.compat import TRANSFORMS, HigherOrderOperator, OpOverload, enable_python_dispatcher, fake_mode_of
 from omenn_fx.errors import CaptureError, InputError
 
 aten = torch.ops.aten
@@ -154,9 +154,14 @@ def _needs_decomposition(program: ExportedProgram, rules: RuleSet) -> bool:
     """Whether an operator that the user's input reaches has no rule, so that its decomposition may have."""
     live = input_dependent(program.graph, program.graph_signature.user_inputs, rules)
     operators = (OpOverload, HigherOrderOperator)
-    return any(
+    return any(_is_transform(node) for node in program.graph.nodes) or any(
         isinstance(node.target, operators) and node.target not in rules and not _shape_only(node) for node in live
     )
+
+
+def _is_transform(node: fx.Node) -> bool:
+    """A call at which a transform of torch.func, vmap say, begins or ends: between them values hide a dimension."""
+    return getattr(node.target, "__module__", None) == TRANSFORMS
 
 
 def _shape_only(node: fx.Node) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import linecache
 import operator
 import re
+import sysconfig
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,20 @@ from omenn_fx.algebra.ruleset import Rule
 from omenn_fx.compat import OpOverload
 from omenn_fx.errors import Place
 
-_HERE = Path(__file__).parent
+_OURS = Path(__file__).parent.parent
+_TORCH = Path(torch.__file__).parent
+_PYTHON = sysconfig.get_path("stdlib")
+
+
+def has_lines(file: str) -> bool:
+    """Whether a frame's file can be shown: not ours, not Python's own (contextlib, functools), not text in memory."""
+    hidden = Path(file).is_relative_to(_OURS) or (file.startswith(_PYTHON) and "-packages" not in file)
+    return not hidden and bool(linecache.getline(file, 1) or Path(file).is_file())
+
+
+def is_users(file: str) -> bool:
+    """Whether a frame's file is the user's, or that of a library of models: not torch's, nor code that torch wrote."""
+    return has_lines(file) and not Path(file).is_relative_to(_TORCH) and not file.startswith("<eval_with_key>")
 
 
 def place_of(node: fx.Node) -> Place:
@@ -24,7 +39,14 @@ def place_of(node: fx.Node) -> Place:
     stack = node.meta.get("nn_module_stack") or {}
     module = str(list(stack.values())[-1][0]) if stack else ""
     module = re.sub(r"^L__self___?|^L\['self'\]\.?", "", module)
-    return Place(node.name, str(node.target), module, *_innermost(node.meta.get("stack_trace") or ""))
+    return Place(node.name, _name(node.target), module, *_innermost(node.meta.get("stack_trace") or ""))
+
+
+def _name(target: Any) -> str:
+    """An operator's name; a Python function's without the address that its text has."""
+    if isinstance(target, (OpOverload, str)) or not hasattr(target, "__qualname__"):
+        return str(target)
+    return f"{target.__module__}.{target.__qualname__}"
 
 
 # torch keeps the stack as Python prints it. A path may hold anything: it ends at the last '", line N, in name'.
@@ -32,11 +54,11 @@ _FRAME = re.compile(r'^ {0,2}File "(.*)", line (\d+), in (\S+)$(?:\n {4}(.*))?',
 
 
 def _innermost(stack_trace: str) -> tuple[str, int, str, str]:
-    """File, line, function and code of the innermost frame of a printed stack, without a frame of capture itself."""
-    frames = [f for f in _FRAME.findall(stack_trace) if Path(f[0]).parent != _HERE]
+    """File, line, function and code of the user's innermost frame in a printed stack; torch's where there is none."""
+    frames = [f for f in _FRAME.findall(stack_trace) if has_lines(f[0])]
     if not frames:
         return "", 0, "", ""
-    file, line, function, code = frames[-1]
+    file, line, function, code = next((f for f in reversed(frames) if is_users(f[0])), frames[-1])
     return file, int(line), function, code.strip()
 
 

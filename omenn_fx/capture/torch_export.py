@@ -11,7 +11,8 @@ import re
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
 from omenn_fx.capture.exclusive import quiet
+from omenn_fx.capture.files import require_program
 from omenn_fx.capture.isolate import isolated
 from omenn_fx.capture.kept import kept
 from omenn_fx.capture.model_state import Keys, Walk
-from omenn_fx.capture.pt2_file import NOTES, load_program
+from omenn_fx.capture.nodes import is_users
+from omenn_fx.capture.outputs import tensors_only
+from omenn_fx.capture.pt2_file import load_program
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
-from omenn_fx.compat import Comparisons, failure_of, fake_mode_of, traced_by_this_thread_alone
-from omenn_fx.errors import CaptureError, ModeError, Place
+from omenn_fx.compat import Comparisons, Tracing, failure_of, fake_mode_of, traced_by_this_thread_alone
+from omenn_fx.errors import CaptureError, ModeError, OmennError, Place
 
 log = logging.getLogger("omenn_fx")
 
@@ -40,15 +44,8 @@ def load_source(source: Source, trusted: bool = False) -> nn.Module | ExportedPr
     """An ExportedProgram from the path of a .pt2 file (see load_program); modules and programs as they are."""
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if not path.exists():
-            raise CaptureError(f"there is no file '{path}'; a path must name a .pt2 file saved by torch.export.save")
-        notes = {NOTES: ""}
-        program = load_program(path, trusted, notes)
-        if notes[NOTES]:
-            raise CaptureError(
-                f"'{path}' holds a saved explainer, not a model", fix=f"read it with omenn_fx.load('{path}')"
-            )
-        return program
+        require_program(path)
+        return load_program(path, trusted)
     if isinstance(source, (nn.Module, ExportedProgram)):
         return source
     raise TypeError(
@@ -58,7 +55,15 @@ def load_source(source: Source, trusted: bool = False) -> nn.Module | ExportedPr
 
 
 def require_eval(model: nn.Module) -> None:
-    """Raise ModeError where any module is in train mode."""
+    """Raise ModeError where any module is in train mode, CaptureError where one is TorchScript (and has no mode)."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"'{name}'" if name else "the model"
+            raise CaptureError(
+                f"{what} is TorchScript ({type(module).__name__}), whose Python code is gone: torch.export cannot "
+                "capture it",
+                fix="give the nn.Module that was scripted or traced",
+            )
     training = [f"'{name}' ({type(m).__name__})" for name, m in model.named_modules() if m.training and name]
     if model.training or training:
         random = [t for t in training if re.search("Drop|Norm", t)] or training or [type(model).__name__]
@@ -119,35 +124,6 @@ def own_stack(stack: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
     }
 
 
-def tensors_only(result: Any) -> Any:
-    """What a model returns, without the parts that torch.export has no type for."""
-    if _known(result):
-        return result
-    if isinstance(result, dict):
-        return type(result)(**{k: v for k, v in result.items() if _known(v)})
-    if type(result) is tuple:
-        return tuple(v if _known(v) else None for v in result)
-    return result
-
-
-_KNOWN = (
-    torch.Tensor,
-    int,
-    float,
-    bool,
-    str,
-    type(None),
-    torch.SymInt,
-    torch.SymFloat,
-    torch.SymBool,
-    torch.ScriptObject,
-)
-
-
-def _known(value: Any) -> bool:
-    return all(isinstance(leaf, _KNOWN) for leaf in pytree.tree_leaves(value))
-
-
 @dataclass(frozen=True)
 class Exported:
     """A model as torch.export sees it.
@@ -178,10 +154,7 @@ def export(
     if dynamic and free:  # the batch does not stay free: the others may
         exported = export(model, args, kwargs, False, free)
     else:
-        try:
-            exported = _traced(model, args, kwargs)
-        except Exception as error:
-            raise _explain(error) from error
+        exported = _traced(model, args, kwargs)
         if free:
             raise CaptureError(f"{' and '.join(free)} cannot stay free: {reason}")
     if reason:
@@ -191,13 +164,16 @@ def export(
 
 def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any = None) -> Exported:
     """One capture, of a copy of its own: what the trace before wrote is not there any more."""
-    comparisons = Comparisons()
-    scripted = isinstance(model, torch.jit.ScriptModule)  # torch.export refuses it by name, if it sees it
-    copied = isolated(model)
-    with quiet(), torch.no_grad(), traced_by_this_thread_alone(), kept(copied):
-        module: Any = model if scripted else wrapped(copied, comparisons)
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-    return Exported(program, {} if scripted else module.written, comparisons)
+    copied, comparisons, tracing = isolated(model), Comparisons(), Tracing()
+    try:
+        with quiet(), tracing, torch.no_grad(), traced_by_this_thread_alone(), kept(copied):
+            module: Any = wrapped(copied, comparisons)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except OmennError:
+        raise
+    except Exception as error:
+        raise _explain(error, copied, tracing.transformed) from error
+    return Exported(program, module.written, comparisons)
 
 
 def _export_dynamic(
@@ -220,8 +196,9 @@ def _export_dynamic(
 
     try:
         exported = _traced(model, wide_args, wide_kwargs, shapes)
-    except Exception as error:  # the static capture that follows reports what is really wrong
-        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    except OmennError as error:  # the static capture that follows reports what is really wrong
+        cause = error.__cause__ or error
+        return None, (str(cause).strip() or type(cause).__name__).splitlines()[0]
     program = exported.program
     fixed = fixed_sizes(program, free)
     if fixed:
@@ -277,22 +254,41 @@ _ADVICE = {
     "around": "forward leaves torch or goes around it (.data, .numpy()): use tensor operators, and torch.no_grad() to "
     "write",
     "no fake": "register a fake implementation for the custom operator",
+    "transform": "a transform of torch.func (vmap, grad, jacrev ...) runs this line, and torch.export cannot capture "
+    "it there: write it without that transform, for the whole batch at once",
+    "inference": "make the model outside of torch.inference_mode(), or give copy.deepcopy(model), made outside of it",
     None: "make this line run under torch.export (see its message above)",
 }
 
 
-def _explain(error: Exception) -> CaptureError:
+def _explain(error: Exception, model: nn.Module, transformed: bool) -> CaptureError:
     """The user's line and what to change, instead of a page of torch.export's internals."""
     lines = [s.strip() for s in str(error).splitlines() if s.strip()] or [type(error).__name__]
-    place = _users_place("torch.export", traceback.extract_tb(error.__traceback__))
     reason = f"torch.export could not capture the model: {type(error).__name__}: {lines[0][:300]}"
-    return CaptureError(reason, place, _ADVICE[failure_of(error)])
+    failure: str | None = failure_of(error)
+    if any(t.is_inference() for t in chain(model.parameters(), model.buffers())):
+        reason, failure = f"the model's weights were made under torch.inference_mode(). {reason}", "inference"
+    elif transformed and failure == "around":  # what is left of a transform that torch.export lost track of
+        failure = "transform"
+    return CaptureError(reason, _place_of(error, model), _ADVICE[failure])
+
+
+def _place_of(error: Exception, model: nn.Module) -> Place | None:
+    """The user's line in which an error was raised, and the module that ran it; the module alone where no line is."""
+    place = _users_place("torch.export", traceback.extract_tb(error.__traceback__))
+    paths = {id(module): own_path(path) for path, module in model.named_modules()}
+    inner = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        receiver = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+        inner = paths.get(id(receiver), inner) if isinstance(receiver, nn.Module) else inner
+    if place is not None:
+        return replace(place, module=inner)
+    return Place(op="torch.export", module=inner) if inner else None
 
 
 def _users_place(op: str, frames: Sequence[traceback.FrameSummary]) -> Place | None:
     """The innermost line that is not torch's or ours; None without one."""
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    own = [f for f in frames if not f.filename.startswith(inside)]
+    own = [f for f in frames if is_users(f.filename)]
     if not own:
         return None
     return Place(op=op, file=own[-1].filename, line=own[-1].lineno or 0, function=own[-1].name, code=own[-1].line or "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.analysis.endpoints import Explain, Output
 from omenn_fx.analysis.plan import Plan, Request, make_plan
 from omenn_fx.analysis.roles import Role, Tagged
+from omenn_fx.capture.inputs import positional
 from omenn_fx.capture.nodes import place_of, producer, slots_of
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.capture.torch_export import Source, load_source
 from omenn_fx.checking.check_report import CheckReport
-from omenn_fx.checking.findings import problems, reached, warnings
+from omenn_fx.checking.findings import problems, reached, untried, warnings
 from omenn_fx.checking.verdict import NodeVerdict, Verdict
-from omenn_fx.errors import InputError
+from omenn_fx.errors import InputError, OmennError
 from omenn_fx.program import tried_plan
 
 
@@ -60,15 +62,19 @@ def check(
         InputError: no example inputs are given, and the model tells none.
         FileError: as of `transform`.
     """
-    source = load_source(model, trusted)
-    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs or ())
-    kwargs = dict(example_kwargs or {})
-    if not args and not kwargs:
-        args, kwargs = own_inputs(source)
-    args, kwargs = _on_the_models_device(source, args, kwargs)
     request = Request.of(
         rules, explain=explain, output=output, roles=roles, dynamic_batch=dynamic_batch, batched=batched
     )
+    try:
+        source = load_source(model, trusted)
+        args, kwargs = positional(example_inputs), dict(example_kwargs or {})
+    except OmennError as error:
+        return report(
+            Plan(request, error=error), str(model) if isinstance(model, (str, Path)) else type(model).__name__
+        )
+    if not args and not kwargs:
+        args, kwargs = own_inputs(source)
+    args, kwargs = _on_the_models_device(source, args, kwargs)
     plan = _at_fixed_shapes(source, args, kwargs, request) or tried_plan(source, args, kwargs, request)
     return report(plan, type(source).__name__)
 
@@ -93,7 +99,11 @@ def report(plan: Plan, name: str) -> CheckReport:
     found = [] if plan.error is None else problems(plan.error)
     if plan.captured is None or plan.tagged is None:
         return CheckReport(name, plan.request.rules.name, [], found, [])
-    found_warnings = warnings(plan.captured, plan.tagged) + ([] if plan.reached is None else [reached(plan.reached)])
+    found_warnings = [
+        *warnings(plan.captured, plan.tagged),
+        *([] if plan.reached is None else [reached(plan.reached)]),
+        *([untried(plan.captured)] if plan.untried else []),
+    ]
     edges = [(o.name, n.name) for n in plan.captured.graph.nodes for o in n.all_input_nodes if n.op != "output"]
     return CheckReport(name, plan.request.rules.name, verdicts(plan.tagged), found, found_warnings, edges)
 

@@ -33,6 +33,7 @@ from omenn_fx.checking.verdict import (
     SILENT,
     STANDS_IN,
     TRAIN_MODE,
+    UNTRIED,
     Finding,
     Kind,
 )
@@ -133,6 +134,15 @@ def warnings(captured: Captured, tagged: Tagged) -> list[Finding]:
         _silent,
     )
     return [finding for check in checks for finding in check(captured, tagged)]
+
+
+def untried(captured: Captured) -> Finding:
+    """That a batch is fixed, and no values are there to try its samples on."""
+    reason = (
+        f"the batch is fixed at {captured.batch}: whether its samples meet through constants of that size is tried on "
+        "values, and a model on the meta device has none"
+    )
+    return Finding(UNTRIED, NOWHERE, reason, "check the model with its weights, on its own device")
 
 
 def _gate_output(captured: Captured, tagged: Tagged) -> Iterator[Finding]:

@@ -73,9 +73,10 @@ NORMALISES = Kind("OMENN105", "the input is normalised inside of the model")
 STANDS_IN = Kind("OMENN106", "a composite rule set says nothing of an operator")
 SILENT = Kind("OMENN107", "an input has no part of its own")
 REACHED = Kind("OMENN108", "samples of a batch reach each other through coefficients")
+UNTRIED = Kind("OMENN110", "whether the samples of a batch meet was not tried")
 
 PROBLEMS = (CAPTURE, TRAIN_MODE, INPUTS, OUTPUT, NO_CONTENT, NO_RULE, MIXED_BATCH, OTHER)
-WARNINGS = (GATE_OUTPUT, RANDOM, MUTATION, DETACHED, NORMALISES, STANDS_IN, SILENT, REACHED)
+WARNINGS = (GATE_OUTPUT, RANDOM, MUTATION, DETACHED, NORMALISES, STANDS_IN, SILENT, REACHED, UNTRIED)
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def _between_zeros(g: Tensor, dim: int, start: int, size: int) -> Tensor:
 
 
 moves(aten.slice.Tensor, back=_slice_back, rows=APART, complex=True, sign="kept")
-moves(aten.select.int, back=_select_back, rows=APART, complex=True, sign="kept")
+moves(aten.select.int, back=_select_back, rows=along("dim"), complex=True, sign="kept")
 
 
 def piece(shape: Shape, dim: int, start: Any, length: Any) -> Moves:
