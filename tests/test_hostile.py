@@ -461,6 +461,15 @@ def test_a_damaged_file(tmp_path, data):
             door(path)
 
 
+def test_files_of_torch_that_hold_no_program(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
+    torch.jit.save(torch.jit.script(nn.ReLU()), tmp_path / "s.pt")
+    for name, kind in (("w.pt", "weights"), ("s.pt", "TorchScript")):
+        with pytest.raises(FileError, match=rf"{kind}.*no exported program") as error:
+            omenn_fx.transform(tmp_path / name)
+        assert "trusted" not in str(error.value)
+
+
 def test_entries_cut_out_or_damaged(good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in (MODEL, WEIGHTS, CONSTANTS, INPUTS):

@@ -57,13 +57,16 @@ def load_program(path: Path, trusted: bool = False, extra_files: dict[str, Any] 
     except Exception as error:  # a damaged archive raises anything from zipfile to KeyError
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FileError(
-            f"'{path}' cannot be read as an exported program (torch.export.save makes one): {first}"
+            f"'{path}' cannot be read as an exported program (a .pt2 file of torch.export.save): {first}"
         ) from error
 
 
 def _scan(file: BinaryIO) -> None:
     """Raise NotPlainError where an archive holds more than torch.export writes for plain tensors."""
     sizes = _entries(file)
+    if not any(name.startswith("models/") for name in sizes):
+        kind = "TorchScript" if "constants.pkl" in sizes else "weights or other data"
+        raise ValueError(f"it holds {kind}, no exported program")
     file.seek(0)
     reader = archive_reader(file)
     seen = {name: reader.get_record_size(name) for name in reader.get_all_records()}
