@@ -15,6 +15,7 @@ from torch import fx
 
 from omenn_fx.algebra.mass import Mass
 from omenn_fx.capture.nodes import bind, producer, value_of
+from omenn_fx.capture.sizes import hint
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,16 @@ class Part:
 def taken(node: fx.Node, dim: int, size: int) -> tuple[int, int] | None:
     """(first, number) of the rows that an operator takes out of a batch along `dim`; None where it takes no such."""
     call, position = producer(node)
-    shape, left = list(value_of(call.all_input_nodes[0]).shape), list(value_of(node).shape)
+    shape, left = ([hint(s) for s in value_of(n).shape] for n in (call.all_input_nodes[0], node))
     if len(left) == len(shape) and left[dim] == shape[dim]:
         return None
     rows = torch.arange(size).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
     target: Any = call.target
     args, kwargs = fx.map_arg((call.args, call.kwargs), lambda n: rows)
-    result = target(*args, **kwargs)
+    try:
+        result = target(*args, **kwargs)
+    except (RuntimeError, TypeError):  # of floating-point numbers alone: no operator that only takes rows
+        return None
     result = result if position is None else result[position]
     if list(result.shape) != left or not result.numel() or result.ndim not in (len(shape), len(shape) - 1):
         return None
