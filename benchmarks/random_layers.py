@@ -115,7 +115,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "float and back": lambda x: x.to(x.dtype),
     "dropout": lambda x: F.dropout(x, 0.5, training=False), "negative": lambda x: 0.1 - x,
     "even by shape": lambda x: x if x.shape[-1] % 2 == 0 else F.pad(x, (0, 1)),
-    "loop over channels": lambda x: torch.stack([c * (i + 1) / len(x[0]) for i, c in enumerate(x.unbind(1))], 1),
+    "loop over channels": lambda x: torch.stack([c * (i + 1) / x.shape[1] for i, c in enumerate(x.unbind(1))], 1),
 }  # fmt: skip
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu_": F.relu_, "silu inplace": lambda x: F.silu(x, inplace=True), "mul_": lambda x: x.mul_(0.7),
@@ -232,7 +232,7 @@ def _squeeze_excite(_: Any, s: Shape) -> nn.Module:
     over = tuple(range(2, len(s)))
 
     def excite(inner: nn.Module, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(inner(x.mean(over))).reshape(len(x), -1, *[1] * len(over))
+        return x * torch.sigmoid(inner(x.mean(over))).reshape(x.shape[0], -1, *[1] * len(over))
 
     return Apply(excite, nn.Linear(s[1], s[1]))
 
@@ -338,7 +338,7 @@ def _to_shape(r: random.Random, s: Shape, other: Shape) -> nn.Module:
     """The other value as a vector of channels that broadcasts against the first."""
     over = tuple(range(2, len(other)))
     to = nn.Linear(other[1], s[1])
-    return Apply(lambda to, y: to(y.mean(over) if over else y).reshape(len(y), -1, *[1] * (len(s) - 2)), to)
+    return Apply(lambda to, y: to(y.mean(over) if over else y).reshape(y.shape[0], -1, *[1] * (len(s) - 2)), to)
 
 
 def combined(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., nn.Module]:
@@ -354,7 +354,7 @@ def combined(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., nn.M
 def _cross_attention(r: random.Random, s: Shape, other: Shape) -> nn.Module:
     heads = 2 if even_width(s) else 1
     attend = nn.MultiheadAttention(s[2], heads, kdim=other[-1], vdim=other[-1], batch_first=True)
-    return Apply(lambda attend, x, y: attend(x, *[y.reshape(len(y), -1, other[-1])] * 2)[0], attend)
+    return Apply(lambda attend, x, y: attend(x, *[y.reshape(y.shape[0], -1, other[-1])] * 2)[0], attend)
 
 
 def _bilinear(_: Any, s: Shape, other: Shape) -> nn.Module:

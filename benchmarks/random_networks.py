@@ -62,19 +62,20 @@ class Network(nn.Module):
         return [i for i in range(len(self.entries) + len(self.reads)) if i not in read]
 
     def features(self, values: list[Tensor]) -> Tensor:
-        """The ends, as one vector in a row; of a dense head the last of them as it is."""
-        if self.kind == "dense":
-            return values[-1]
+        """The ends, as one vector in a row."""
         ends = [values[i] for i in self.ends()]
         return torch.cat([v.mean(tuple(range(2, v.ndim))) if v.ndim > 2 else v for v in ends], 1)
 
     def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Any:
-        inputs = [x for x in (first, second, third) if x is not None]
-        features = self.features(self.values(*inputs))
+        values = self.values(*(x for x in (first, second, third) if x is not None))
+        features = self.features(values)
+        auxiliary = self.auxiliary(features)
+        if self.kind == "dense":  # logits at each position of the last value
+            return self.head(values[-1]) + auxiliary.reshape(auxiliary.shape[0], *[1] * (values[-1].ndim - 2), -1)
         logits = self.head(features)
         if self.kind == "tuple":
-            return logits, self.auxiliary(features)
-        return {"auxiliary": self.auxiliary(features), "logits": logits} if self.kind == "dict" else logits
+            return logits, auxiliary
+        return {"auxiliary": auxiliary, "logits": logits} if self.kind == "dict" else logits
 
 
 def network(seed: int, count: int | None = None, most: int = MOST) -> Example:
@@ -103,9 +104,10 @@ def _network(draw: random.Random, count: int, seed: int) -> Example:
         model.layers.append(layer)
         model.reads.append(reads)
         names.append(name)
-    features = model.features(model.values(*inputs))
-    for name in ("head", "auxiliary"):
-        setattr(model, name, nn.Linear(features.shape[-1], CLASSES).double())
+    values = model.values(*inputs)
+    features = model.features(values)
+    model.head = nn.Linear((values[-1] if head == "dense" else features).shape[-1], CLASSES).double()
+    model.auxiliary = nn.Linear(features.shape[-1], CLASSES).double()
     return Example(model.eval(), inputs, names)
 
 
