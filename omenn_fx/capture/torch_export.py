@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.overrides import TorchFunctionMode
 
 from omenn_fx.capture.exclusive import quiet
+from omenn_fx.capture.hooks import without_watching_hooks
 from omenn_fx.capture.isolate import isolated
 from omenn_fx.capture.model_state import Keys, Walk
 from omenn_fx.capture.sizes import batch_size, batch_symbol, fixed_sizes, free_dims, is_symbolic
@@ -147,7 +148,11 @@ def export(
         try:
             exported = _traced(model, args, kwargs)
         except Exception as error:
-            raise _explain(error) from error
+            bare = without_watching_hooks(model, args, kwargs)
+            if bare is None:
+                raise _explain(error) from error
+            log.warning("captured without the model's hooks, which cannot be traced and change no output")
+            return export(bare, args, kwargs, dynamic, free)
         if free:
             raise CaptureError(f"{' and '.join(free)} cannot stay free: {reason}")
     if reason:
