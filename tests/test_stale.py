@@ -381,11 +381,11 @@ def test_hooks_that_read_values():
     assert_followed(explainer, model)
     assert explainer.ready is program
     model.head.register_forward_hook(lambda m, i, o: o * float(o.max()))
-    with pytest.raises(omenn_fx.CaptureError, match="torch.export"):
+    with pytest.raises(omenn_fx.CaptureError, match="could not capture"):
         explainer(X)
     skips, x = Skips().eval(), torch.randn(2, 4)
     output(skips, x)
-    with pytest.raises(omenn_fx.CaptureError, match="torch.export"):
+    with pytest.raises(omenn_fx.CaptureError, match="could not capture"):
         omenn_fx.transform(skips, x)
 
 
