@@ -357,6 +357,38 @@ def test_hooks_record_nothing_of_a_capture():
         assert type(value) is torch.Tensor
 
 
+class Skips(nn.Module):
+    """What a hook keeps is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.kept = nn.Linear(4, 4), nn.Linear(4, 3), {}
+        self.one.register_forward_hook(lambda m, i, o: self.kept.update(skip=o, mean=o.numpy().mean()))
+
+    def forward(self, x):
+        return self.two(torch.relu(self.one(x)) + self.kept["skip"])
+
+
+def test_hooks_that_read_values():
+    """They cannot be traced. Those that only watch are left out, the others are not."""
+    model, got = network(), []
+    model.conv.register_forward_hook(lambda m, i, o: got.append(o.mean().item()))
+    model.head.register_forward_pre_hook(lambda m, i: got.append(i[0].numpy()))
+    explainer = omenn_fx.transform(model, X)
+    assert got == []
+    assert_followed(explainer, model)
+    program = explainer.ready
+    assert_followed(explainer, model)
+    assert explainer.ready is program
+    model.head.register_forward_hook(lambda m, i, o: o * float(o.max()))
+    with pytest.raises(omenn_fx.CaptureError, match="could not capture"):
+        explainer(X)
+    skips, x = Skips().eval(), torch.randn(2, 4)
+    output(skips, x)
+    with pytest.raises(omenn_fx.CaptureError, match="could not capture"):
+        omenn_fx.transform(skips, x)
+
+
 def described(model):
     """All of a model, by identity."""
     return [

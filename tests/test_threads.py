@@ -54,8 +54,9 @@ class Shared(nn.Module):
         self.two, self.last = self.one, None
 
     def forward(self, x):
-        self.last = self.two(torch.relu(self.one(x)))
-        return self.head(self.rnn(self.last)[0].mean(1))
+        y = self.two(torch.relu(self.one(x)))
+        self.last = y  # written only: what a thread read of it may be another's
+        return self.head(self.rnn(y)[0].mean(1))
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def _ignored_warnings() -> Iterator[None]:
     try:
         yield
     finally:
-        lists = {id(entries): entries for entries in (filters, warnings.filters)}
+        lists: dict[int, Any] = {id(entries): entries for entries in (filters, warnings.filters)}
         for entries in lists.values():  # another thread's `catch_warnings` goes on with a copy
             entries[:] = [entry for entry in entries if not any(entry is own for own in _FILTERS)]
 

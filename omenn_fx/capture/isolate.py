@@ -86,7 +86,9 @@ class _Copier:
     def object(self, value: Any) -> Any:
         try:
             copied = object.__new__(type(value))
-        except TypeError:  # part of it is not Python's
+            if any(getattr(kind, "__slots__", ()) for kind in type(value).__mro__):
+                raise TypeError
+        except TypeError:  # part of it is not Python's, or not in its `__dict__`
             if isinstance(value, nn.Module):
                 raise _CannotBeCopied(type(value).__name__) from None
             return value

@@ -101,7 +101,7 @@ class _Snapshot:
         self.tokens = {path: _Token(value, path) for path, value in walk.by_path().items()}
         self.alive = [t.value for t in self.tokens.values() if t.weak]
         classes = {type(model), *(type(v) for v in walk.values if isinstance(v, nn.Module))}
-        self.forwards = [(kind, kind.forward) for kind in classes]
+        self.forwards = [(kind, _forward(kind)) for kind in classes]
 
     def _memory(self, values: list[Any]) -> list[Any]:
         tensors = [values[i] for i in self.tensors]
@@ -122,7 +122,7 @@ class _Snapshot:
             and list(map(type, values)) == self.kinds
             and type(model) is self.kind
             and not any(alive() is None for alive in self.alive)  # an id is of one object as long as that lives
-            and all(kind.forward is forward for kind, forward in self.forwards)
+            and all(_forward(kind) is forward for kind, forward in self.forwards)
             and self._memory(values) == self.memory
         )
 
@@ -175,7 +175,7 @@ class ModelState:
         if self._snapshot.holds(model):
             return []
         snapshot, walk = self._snapshot, Walk(model)
-        words = [f"the forward of {kind.__name__}" for kind, own in snapshot.forwards if kind.forward is not own]
+        words = [f"the forward of {kind.__name__}" for kind, own in snapshot.forwards if _forward(kind) is not own]
         if type(model) is not snapshot.kind:
             words.append(f"the model is a {type(model).__name__}, was a {snapshot.kind.__name__}")
         words += self._replaced(snapshot.tokens, walk.by_path())
@@ -212,6 +212,14 @@ def _in_words(path: Keys, token: _Token | None, value: Any) -> str:
     return (
         f"{what} was replaced" if not isinstance(value, Tensor) or token.value() is not value else f"{what} was changed"
     )
+
+
+def _forward(kind: Any) -> Any:
+    """The forward of a class; that of TorchScript's has none."""
+    try:
+        return kind.forward
+    except AttributeError:
+        return None
 
 
 def _is_shared(path: Keys) -> bool:

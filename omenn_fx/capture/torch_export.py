@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.files import require_program
+from omenn_fx.capture.hooks import without_watching_hooks
 from omenn_fx.capture.isolate import isolated
 from omenn_fx.capture.kept import kept
 from omenn_fx.capture.model_state import Keys, Walk
@@ -154,7 +155,14 @@ def export(
     if dynamic and free:  # the batch does not stay free: the others may
         exported = export(model, args, kwargs, False, free)
     else:
-        exported = _traced(model, args, kwargs)
+        try:
+            exported = _traced(model, args, kwargs)
+        except CaptureError:
+            bare = without_watching_hooks(model, args, kwargs)
+            if bare is None:
+                raise
+            log.warning("captured without the model's hooks, which cannot be traced and change no output")
+            return export(bare, args, kwargs, dynamic, free)
         if free:
             raise CaptureError(f"{' and '.join(free)} cannot stay free: {reason}")
     if reason:
