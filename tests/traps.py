@@ -330,8 +330,9 @@ TRAPS = [
     # Control flow and shapes that depend on data
     Trap("data-dependent branch", branch, **no("OMENN001", "torch.where, a mask, or torch.cond")),
     Trap("data-dependent loop", loop_on_data, **no("OMENN001", "the path through forward depends on values")),
-    Trap("item", item, verdict=("item", "coefficient")),
-    Trap("item added", lambda m, x: m.head(x) + x.max().item(), verdict=("add", "opaque")),
+    Trap("item", item, verdict=("item", "coefficient"), **warns("OMENN108", "aten.max.default")),
+    Trap("item added", lambda m, x: m.head(x) + x.max().item(), verdict=("add", "opaque"),
+         **warns("OMENN108", "aten.max.default")),
     Trap("numpy in forward", numpy_detour, **no("OMENN001", "torch.export cannot capture the model")),
     Trap("boolean indexing", lambda m, x: m.head(x[x[:, 0] > 0]),
          **no("OMENN004", "depends on data, not on the batch")),

@@ -75,12 +75,12 @@ class _Trial:
 
     @property
     def parts(self) -> list[Tensor]:
-        """The rows that are changed together. The middle of three reads what it reads before or behind it in one run;
-        of a batch that is fixed every row has its own constants."""
+        """Rows that are changed together, and then all others: a maximum may be in either part. Of three rows it is the
+        middle one, which reads rows before and behind it; a batch that is fixed has constants for its first."""
         rows = torch.arange(self.count)
-        if self.tagged.captured.dynamic_batch and self.count > 2:
-            return [(rows == 0) | (rows == self.count - 1)]
-        return [rows == 0, rows != 0]
+        middle = self.tagged.captured.dynamic_batch and self.count > 2
+        part = (rows > 0) & (rows < self.count - 1) if middle else rows == 0
+        return [part, ~part]
 
     def inputs(self, part: Tensor) -> list[Any]:
         return [
