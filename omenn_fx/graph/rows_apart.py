@@ -121,7 +121,7 @@ class _Trial:
         """Whether a node has another value at rows that were not changed, or any other where it has no rows."""
         if not isinstance(before, Tensor) or not before.is_floating_point():
             return False
-        possible = [layout] if isinstance(layout, Layout) else self._layouts(node)
+        possible: list[Layout | None] = [layout] if isinstance(layout, Layout) else [*self._layouts(node)]
         return all(self._differ_at(at, before, after, part) for at in possible or [None])
 
     def _differ_at(self, layout: Layout | None, before: Tensor, after: Tensor, part: Tensor) -> bool:
