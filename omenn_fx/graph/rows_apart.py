@@ -61,7 +61,7 @@ def _counts(captured: Captured) -> list[int]:
 
 @dataclass(frozen=True)
 class _Trial:
-    """The same inputs three times: as they are, with the first row changed, and with all the others changed."""
+    """Some rows, and the same inputs with others in the place of a part of them."""
 
     tagged: Tagged
     count: int
@@ -73,31 +73,37 @@ class _Trial:
         pairs = [_pair(v, count) if _in_batch(tagged.captured, i) else (v, v) for i, v in enumerate(leaves)]
         return cls(tagged, count, *map(list, zip(*pairs, strict=True)))
 
-    def inputs(self, first: bool) -> list[Any]:
-        """The inputs with the first row changed, or all others."""
-        one, other = (self.changed, self.base) if first else (self.base, self.changed)
+    @property
+    def parts(self) -> list[Tensor]:
+        """Rows that are changed together, and then all others: a maximum may be in either part. Of three rows it is the
+        middle one, which reads rows before and behind it; a batch that is fixed has constants for its first."""
+        rows = torch.arange(self.count)
+        middle = self.tagged.captured.dynamic_batch and self.count > 2
+        part = (rows > 0) & (rows < self.count - 1) if middle else rows == 0
+        return [part, ~part]
+
+    def inputs(self, part: Tensor) -> list[Any]:
         return [
-            torch.cat([a[:1], b[1:]]) if _in_batch(self.tagged.captured, i) else a
-            for i, (a, b) in enumerate(zip(one, other, strict=True))
+            torch.where(part.to(a.device).reshape(-1, *[1] * (a.ndim - 1)), b, a)
+            if _in_batch(self.tagged.captured, i)
+            else a
+            for i, (a, b) in enumerate(zip(self.base, self.changed, strict=True))
         ]
 
     def differs(self) -> bool:
         before = _output(self.tagged, self.base)
-        for first in (True, False):
-            after = _output(self.tagged, self.inputs(first))
-            if _differ(_rows(before, first), _rows(after, first), before):
-                return True
-        return False
+        after = ((part, _output(self.tagged, self.inputs(part))) for part in self.parts)
+        return any(_differ(before[~part], value[~part], before) for part, value in after)
 
     def meeting(self, where: Layouts) -> Meeting:
-        """At which node, and how. Only where rows do meet, for it keeps all values three times."""
+        """At which node, and how. Only where rows do meet, for it keeps all values several times."""
         recorder = Recorder(self.tagged.captured.module)
-        values, *others = (_seeded(recorder.record, v) for v in (self.base, self.inputs(True), self.inputs(False)))
+        values = _seeded(recorder.record, self.base)
+        others = [(part, _seeded(recorder.record, self.inputs(part))) for part in self.parts]
         content = self._as_content(values)
         for node in self.tagged.content if content else _ancestors(self.tagged.output):
-            for first, after in zip((True, False), others, strict=True):
-                if self._reached(node, where.get(node), values[node], after[node], first):
-                    return Meeting(node, content)
+            if any(self._reached(node, where.get(node), values[node], after[node], part) for part, after in others):
+                return Meeting(node, content)
         return Meeting(self.tagged.output, content)
 
     def _as_content(self, values: Values) -> bool:
@@ -111,19 +117,19 @@ class _Trial:
                     return True
         return False
 
-    def _reached(self, node: fx.Node, layout: Any, before: Any, after: Any, first: bool) -> bool:
+    def _reached(self, node: fx.Node, layout: Any, before: Any, after: Any, part: Tensor) -> bool:
         """Whether a node has another value at rows that were not changed, or any other where it has no rows."""
         if not isinstance(before, Tensor) or not before.is_floating_point():
             return False
-        possible = [layout] if isinstance(layout, Layout) else self._layouts(node)
-        return all(self._differ_at(at, before, after, first) for at in possible or [None])
+        possible: list[Layout | None] = [layout] if isinstance(layout, Layout) else [*self._layouts(node)]
+        return all(self._differ_at(at, before, after, part) for at in possible or [None])
 
-    def _differ_at(self, layout: Layout | None, before: Tensor, after: Tensor, first: bool) -> bool:
+    def _differ_at(self, layout: Layout | None, before: Tensor, after: Tensor, part: Tensor) -> bool:
         if layout is None:
             return _differ(before, after, before)
         sizes = (layout.outer, self.count, layout.inner, -1)
         before, after = (v.movedim(layout.dim, 0).reshape(sizes).movedim(1, 0) for v in (before, after))
-        return _differ(_rows(before, first), _rows(after, first), before)
+        return _differ(before[~part], after[~part], before)
 
     def _layouts(self, node: fx.Node) -> list[Layout]:
         """Where the rows of a value outside the content may be: in the dimension with the size of the batch."""
@@ -182,11 +188,6 @@ def _altered(rows: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(rows.shape, generator=generator).to(rows.device, rows.dtype)
     return rows * (1 + noise / 4) if bool(rows.any()) else noise
-
-
-def _rows(value: Tensor, changed_first: bool) -> Tensor:
-    """The rows that were not changed."""
-    return value[1:] if changed_first else value[:1]
 
 
 def _differ(before: Tensor, after: Tensor, whole: Tensor) -> bool:
