@@ -82,7 +82,9 @@ class Diagonal(Linear):
         return Mass((Even(sum_to(mass.dense(), self.result, self.operand)),), self.operand)
 
     def magnitude(self) -> Linear:
-        size = None if self.d is None else abs(self.d) if isinstance(self.d, (int, float, complex)) else torch.abs(self.d)
+        size = (
+            None if self.d is None else abs(self.d) if isinstance(self.d, (int, float, complex)) else torch.abs(self.d)
+        )
         return Diagonal(size, self.operand, self.result, self.carries)
 
 

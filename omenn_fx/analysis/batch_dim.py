@@ -22,7 +22,7 @@ from omenn_fx.analysis.probe import rows_meet
 from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
 from omenn_fx.capture.sizes import hint, known, symbols
-from omenn_fx.errors import CaptureError, InputError, MixedBatchError
+from omenn_fx.errors import CaptureError, FoldedBatchError, InputError, MixedBatchError
 
 aten = torch.ops.aten
 
@@ -103,7 +103,8 @@ def layouts(tagged: Tagged) -> Layouts:
             fixed = any(symbols(s) - others for s in value_of(slots[slot]).shape) and not any(symbolic)
             apart = following is None or (layout is not None and layout.dim != following.dim)
             if apart or fixed or _meet(tagged.rules, rule.rows, node, slot, at.dim, len(before)):
-                raise MixedBatchError(place_of(node))
+                folded = _in_groups(call, slots[slot], at, size)
+                raise (FoldedBatchError if folded else MixedBatchError)(place_of(node))
             layout = layout or following
         if layout is None or layout.outer * layout.inner * size != shape[layout.dim]:
             raise MixedBatchError(place_of(node))
@@ -182,6 +183,15 @@ def _meet(rules: RuleSet, rows: Rows | None, node: fx.Node, slot: Slot, batch: i
         index = operands["indices"][batch] if batch < len(operands["indices"]) else None
         return index is not None and not _every_row(rules, index)
     return rows.meet(operands, slot, batch, ndim)
+
+
+def _in_groups(call: fx.Node, operand: fx.Node, at: Layout, size: int) -> bool:
+    """Whether the samples lie behind each other in the channels, and each has groups of its own there."""
+    groups = value_of(bind(call).get("groups"))
+    free = bool(symbols(value_of(operand).shape[at.dim]))
+    if at.dim != 1 or at.outer != 1 or not isinstance(groups, (int, torch.SymInt)) or (free and not symbols(groups)):
+        return False
+    return hint(groups) % size == 0
 
 
 def _every_row(rules: RuleSet, index: fx.Node) -> bool:

@@ -83,7 +83,7 @@ def make_plan(
     if not isinstance(plan.error, MixedBatchError) or not one or not symbolic:
         return plan
     where = "".join(f" at {place.label}" for place in plan.error.places)
-    log.warning("captured at a fixed batch of one: the samples of a batch reach each other%s", where)
+    log.warning("captured at a fixed batch of one: %s%s", plan.error.what, where)
     return _filled(source, args, kwargs, request, dynamic_batch=False)
 
 
