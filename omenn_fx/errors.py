@@ -148,6 +148,7 @@ class ParityError(ExportError):
 class MixedBatchError(OmennError):
     """The samples of a batch reach each other, so that none has an explanation of its own."""
 
+    what = "the samples of a batch reach each other"
     fix = (
         "where the batch is another dimension than the first ([steps, N, ...]), wrap the model in one that takes "
         "[N, steps, ...] and transposes; where all inputs are one sample (a graph, a pair of image and text), "
@@ -155,8 +156,18 @@ class MixedBatchError(OmennError):
     )
 
     def __init__(self, where: Place | str):
-        reason = f"the samples of a batch reach each other, so that none has an explanation of its own: {where}"
+        reason = f"{self.what}, so that none has an explanation of its own: {where}"
         super().__init__(reason, (where,) if isinstance(where, Place) else ())
+
+
+class FoldedBatchError(MixedBatchError):
+    """The batch lies in the channels of a grouped convolution. Its groups keep the samples apart, C_b would not."""
+
+    what = "the batch is folded into the groups of a convolution, with weights for each sample"
+    fix = "explain one sample at a time: inputs with a batch of one"
+
+    def __init__(self, where: Place):
+        OmennError.__init__(self, f"{self.what}, which is explained for one sample alone: {where}", (where,))
 
 
 class UnsupportedOpError(OmennError):

@@ -347,3 +347,56 @@ def test_an_explained_value_whose_first_dimension_is_not_the_batch(rows):
     one = omenn_fx.transform(model, ids[:1], batched=False)(ids[:1], target=(0, 2))
     assert one.C.shape == (1, 5, 1, 4)
     torch.testing.assert_close(one.sum, one.value)
+
+
+# A batch folded into the channels ------------------------------------------------------------------------------------
+
+
+class Dynamic(nn.Module):
+    """A convolution with weights of each sample: the batch stands in the channels, each sample in groups of its own."""
+
+    def __init__(self, each=1):
+        super().__init__()
+        self.kernel, self.each = nn.Linear(4, 16 // each * 9), each
+        self.eval()
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        kernels = self.kernel(x.mean((2, 3))).reshape(-1, c // self.each, 3, 3)
+        y = nn.functional.conv2d(x.reshape(1, n * c, h, w), kernels, None, 1, 1, 1, n * self.each)
+        return y.reshape(n, -1, h, w).mean((2, 3))
+
+
+class Shared(nn.Module):
+    """The same fold with groups that hold several samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3))
+        self.eval()
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        y = nn.functional.conv2d(x.reshape(1, n * c, h, w), self.kernel, None, 1, 1, 1, 1)
+        return y.reshape(n, -1, h, w).mean((2, 3))
+
+
+@pytest.mark.parametrize("each", [1, 2, 4])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_samples_in_groups_of_their_own_are_not_said_to_meet(each, dynamic):
+    torch.manual_seed(0)
+    model, x = Dynamic(each), torch.randn(2, 4, 5, 5)
+    (problem,) = omenn_fx.check(model, x, dynamic_batch=dynamic).problems
+    assert "reach each other" not in str(problem)
+    assert "folded into the groups" in problem.reason
+    with pytest.raises(omenn_fx.MixedBatchError, match="for one sample alone"):
+        omenn_fx.transform(model, x, dynamic_batch=dynamic)
+    report = omenn_fx.transform(model, x[:1]).validate(x[:1], target=1)  # what the fix says
+    assert report.ok, str(report)
+
+
+def test_samples_in_one_group_do_meet():
+    x = torch.randn(2, 4, 5, 5)
+    (problem,) = omenn_fx.check(Shared(), x, dynamic_batch=False).problems
+    assert problem.kind.code == "OMENN007"
+    assert "reach each other" in problem.reason

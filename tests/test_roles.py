@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -431,3 +432,44 @@ def test_sum_of_logits_with_softmax_output():
     explainer, explanation = explained(Calls(lambda m, u: torch.softmax(u @ m.w, -1), w=(3, 4)), x(2, 3))
     assert roles(explainer)["softmax"] == "content"
     assert math.isclose(float(explanation.outputs.sum()), 2.0)
+
+
+# Several results ----------------------------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """A linear layer of x times a factor that operators without a rule make of x."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.head = factor, nn.Linear(6, 3)
+        self.eval()
+
+    def forward(self, x):
+        return self.head(x * self.factor(x))
+
+
+def _matrix(x):
+    return x[:, :, None] * x[:, None] + torch.eye(6)
+
+
+@pytest.mark.parametrize("factor", [
+    lambda x: torch.linalg.svd(_matrix(x))[1],
+    lambda x: torch.frexp(x)[0] * torch.linalg.eigh(_matrix(x))[0],
+    lambda x: torch.var_mean(x, 1, keepdim=True)[1],
+    lambda x: torch.linalg.qr(_matrix(x))[1].diagonal(dim1=1, dim2=2),
+], ids=["svd", "two operators", "var_mean", "qr"])  # fmt: skip
+def test_the_way_out_holds_all_results_of_an_operator_fixed(factor):
+    """What the report says is done until it says nothing more."""
+    torch.manual_seed(0)
+    model, x = Scaled(factor), torch.randn(4, 6)
+    roles: dict[str, str] = {}
+    while not (report := omenn_fx.check(model, x, roles=roles)).supported:
+        named = {name: "coefficient" for p in report.problems for name in re.findall(r'"([^"<]+)": "coeff', p.fix)}
+        assert named.keys() - roles.keys(), report.problems[0]
+        roles |= named
+    assert roles
+    got = omenn_fx.transform(model, x, roles=roles)(x, target=1)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.head(leaf * factor(leaf).detach())[:, 1].sum(), leaf)
+    torch.testing.assert_close(got.C_w, gradient, rtol=1e-4, atol=1e-5)

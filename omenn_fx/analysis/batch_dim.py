@@ -24,7 +24,7 @@ from omenn_fx.analysis.roles import Tagged
 from omenn_fx.capture.nodes import bind, place_of, producer, slots_of, value_of
 from omenn_fx.capture.sizes import hint, known, symbols
 from omenn_fx.compat import always
-from omenn_fx.errors import CaptureError, InputError, MixedBatchError
+from omenn_fx.errors import CaptureError, FoldedBatchError, InputError, MixedBatchError
 
 aten = torch.ops.aten
 
@@ -73,16 +73,9 @@ def layouts(tagged: Tagged) -> Layouts:
     if tagged.captured.batch is None:
         return dict.fromkeys(tagged.content, Whole())
     size = hint(tagged.captured.batch)
-    for source in tagged.sources.values():
-        if _hints(value_of(source).shape)[:1] != [size]:
-            raise InputError(
-                f"dimension 0 of the explained value '{source.name}' {_sizes(source)} is not the batch of {size}: "
-                "transform with batched=False, which takes the inputs for one sample, or explain= another value"
-            )
+    _require_rows(tagged, size)
     if size == 1:
         return dict.fromkeys(tagged.content, Whole())
-    if size == 0:
-        raise InputError("the model fixes its batch, at the empty one of the example inputs: capture it at a sample")
     inputs = [v for n in tagged.captured.inputs if isinstance(v := value_of(n), torch.Tensor)]
     others = {symbol for v in inputs for size in v.shape[1:] for symbol in symbols(size)}  # tokens, say
     found: dict[fx.Node, Layout | Part] = {}
@@ -111,7 +104,8 @@ def layouts(tagged: Tagged) -> Layouts:
             apart = following is None or (layout is not None and layout.dim != following.dim)
             apart = apart or not _in_step(call, at, tagged.captured.batch)
             if apart or fixed or _meet(tagged.rules, rule.rows, node, slot, at.dim, len(before)):
-                raise MixedBatchError(place_of(call))
+                folded = _in_groups(call, slots[slot], at, size)
+                raise (FoldedBatchError if folded else MixedBatchError)(place_of(call))
             layout = layout or following
         if layout is None or layout.outer * layout.inner * count != shape[layout.dim]:
             raise MixedBatchError(place_of(call))
@@ -119,6 +113,18 @@ def layouts(tagged: Tagged) -> Layouts:
             raise CaptureError(_FOLDED, place_of(node), _ONE_ROW)
         found[node] = layout if part is None else replace(part, inner=layout)
     return found
+
+
+def _require_rows(tagged: Tagged, size: int) -> None:
+    """Raise InputError where an explained value has no row for each sample."""
+    for source in tagged.sources.values():
+        if _hints(value_of(source).shape)[:1] != [size]:
+            raise InputError(
+                f"dimension 0 of the explained value '{source.name}' {_sizes(source)} is not the batch of {size}: "
+                "transform with batched=False, which takes the inputs for one sample, or explain= another value"
+            )
+    if size == 0:
+        raise InputError("the model fixes its batch, at the empty one of the example inputs: capture it at a sample")
 
 
 def _apart(tagged: Tagged, node: fx.Node, operands: Sequence[Layout | Part], size: int) -> Layout | Part | None:
@@ -213,6 +219,15 @@ def _in_step(call: fx.Node, at: Layout, batch: Any) -> bool:
     start = start + before.shape[at.dim] if hint(start) < 0 else start
     copies = batch * at.inner
     return always(start == hint(start) // hint(copies) * copies)
+
+
+def _in_groups(call: fx.Node, operand: fx.Node, at: Layout, size: int) -> bool:
+    """Whether the samples lie behind each other in the channels, and each has groups of its own there."""
+    groups = value_of(bind(call).get("groups"))
+    free = bool(symbols(value_of(operand).shape[at.dim]))
+    if at.dim != 1 or at.outer != 1 or not isinstance(groups, (int, torch.SymInt)) or (free and not symbols(groups)):
+        return False
+    return hint(groups) % size == 0
 
 
 def _every_row(rules: RuleSet, index: fx.Node) -> bool:

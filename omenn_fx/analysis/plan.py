@@ -122,7 +122,8 @@ def _of_a_batch(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], requ
 def at_one(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], request: Request, error: OmennError) -> Plan:
     """The plan of one sample, which has nothing to meet, where those of a batch do."""
     where = "".join(f" at {place.label}" for place in error.places)
-    log.warning("captured at a fixed batch of one: the samples of a batch reach each other%s", where)
+    what = error.what if isinstance(error, MixedBatchError) else error.reason
+    log.warning("captured at a fixed batch of one: %s%s", what, where)
     return _filled(source, args, kwargs, request, dynamic_batch=False)
 
 

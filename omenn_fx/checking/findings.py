@@ -39,6 +39,7 @@ from omenn_fx.checking.verdict import (
 )
 from omenn_fx.errors import (
     CaptureError,
+    FoldedBatchError,
     InputError,
     MixedBatchError,
     ModeError,
@@ -57,6 +58,7 @@ aten = torch.ops.aten
 _KINDS: tuple[tuple[type[OmennError], Kind, str], ...] = (
     (CaptureError, CAPTURE, "make the model pass torch.export"),
     (ModeError, TRAIN_MODE, "call model.eval() before"),
+    (FoldedBatchError, OTHER, FoldedBatchError.fix),
     (MixedBatchError, MIXED_BATCH, MixedBatchError.fix),
     (
         NoContentError,

@@ -80,11 +80,7 @@ def validate(
     program, leaves = explainer.program_for(args, kwargs)
     outputs = explanation.outputs.dtype
     dtypes = {outputs} | {d for n in program.tagged.content for d in _dtypes(n, program.tagged)}
-    limits = dict(tolerances_of(*dtypes))
-    if tolerance is not None:
-        limits = dict.fromkeys(limits, tolerance)
-    elif program.captured.widened:
-        limits["forward"] = FORWARD_IN_FLOAT32
+    limits = _limits(dtypes, program.captured.widened, tolerance)
     carried = [i.C_b for i in explanation.inputs.values()]
     whole = {
         "forward": _relative(explanation.outputs, wanted),
@@ -118,6 +114,14 @@ def measured(tagged: Tagged, node: fx.Node, call: Call, form: Affine, policy: Po
     own, worse = _dtypes(node, tagged), {k: _worse(e) for k, e in errors.items()}
     place = place_of(producer(node)[0])
     return NodeErrors(node.name, place, dtype=_name(coarsest(own)), allowed=tolerances_of(*own), **worse)
+
+
+def _limits(dtypes: set[torch.dtype], widened: bool, tolerance: float | None) -> dict[str, float]:
+    """What holds of the whole, computed in these dtypes."""
+    limits = dict(tolerances_of(*dtypes))
+    if tolerance is not None:
+        return dict.fromkeys(limits, tolerance)
+    return limits | {"forward": FORWARD_IN_FLOAT32} if widened else limits
 
 
 def _dtypes(node: fx.Node, tagged: Tagged) -> set[torch.dtype]:

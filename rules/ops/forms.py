@@ -152,7 +152,9 @@ def halfway(*names: str) -> Callable[[Form], Variant]:
     """
 
     def of(form: Form) -> Variant:
-        return Variant(lambda call: _halfway(form, [slot for slot in call.content if slot.name in names], call))
+        return Variant(
+            lambda call: _halfway(form, [s for s in call.content if s.name in names], call), {"complex": True}
+        )
 
     return of
 

@@ -27,7 +27,9 @@ def of_difference(rule: Rule) -> Rule | None:
     """The rule of an operator's record with its multipliers against a reference; nothing is a gate there."""
     if rule.difference is not None:
         variant = rule.difference
-        return replace(rule, form=variant.form, **{"gate": False, "complex": False} | dict(variant.traits))
+        traits = {"gate": False} | dict(variant.traits)
+        traits["complex"] = rule.complex and bool(variant.traits.get("complex"))
+        return replace(rule, form=variant.form, **traits)
     return None if rule.apart else rule
 
 
