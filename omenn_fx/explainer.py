@@ -146,7 +146,7 @@ class Explainer(nn.Module):
             found = self._programs.find(args, kwargs)
             if found is None:
                 self._programs.require_alike(args, kwargs)
-                program = self.prepare(*args, **kwargs).ready
+                program = self._programs.capture(self._source, args, kwargs, self.request)  # `ready` may be another's
                 found = program, flatten_inputs(program.captured, args, kwargs)
             return found
 
