@@ -34,7 +34,7 @@ from rich.table import Table
 from torch import Tensor
 
 import omenn_fx
-from omenn_fx.checking.validate import TOLERANCES
+from omenn_fx.algebra.tolerances import TOLERANCES
 from omenn_fx.errors import OmennError
 from omenn_fx.explainer import Explainer
 from omenn_fx.explanation import Explanation

@@ -133,7 +133,11 @@ def refused(model, x):
     return report.problems, str(caught.value)
 
 
-@pytest.mark.parametrize("function", [torch.tanh, torch.exp, torch.sigmoid, torch.sqrt, lambda z: z**3], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [torch.tanh, torch.exp, torch.sigmoid, torch.sqrt, lambda z: z**3],
+    ids=["tanh", "exp", "sigmoid", "sqrt", "cube"],
+)
 def test_a_nonlinearity_of_a_spectrum_is_refused_as_complex(function):
     (problem,), message = refused(Spectral(function), torch.randn(2, 3, 8, dtype=F64))
     assert "complex" in problem.reason
