@@ -322,7 +322,7 @@ def test_an_output_without_tensors_is_told_what_to_do_and_doing_it_works(returne
         ((np.int64(1),), 1),
         (lambda outputs: outputs.argmax(1).numpy(), None),
     ],
-    ids=repr,
+    ids=lambda value: "function" if callable(value) else repr(value),
 )
 def test_targets_of_numpy(target, plain):
     outputs = torch.randn(2, 5)
