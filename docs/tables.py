@@ -21,6 +21,7 @@ import check  # noqa: E402  (the benchmarks import each other by these names)
 import coverage  # noqa: E402
 import faithfulness  # noqa: E402
 import funnybirds  # noqa: E402
+import fuzz  # noqa: E402
 import growth  # noqa: E402
 import versions  # noqa: E402
 from judge.bootstrap import difference  # noqa: E402
@@ -155,6 +156,11 @@ def show_funnybirds(results: Result, sheet: Sheet) -> None:
     funnybirds.console = kept
 
 
+def show_fuzz(results: Result, sheet: Sheet) -> None:
+    """Networks of random layers, and what fails."""
+    fuzz.show({int(seed): record for seed, record in results["seeds"].items()}, sheet)
+
+
 def places(order: list[str], behind: Callable[[str], str]) -> str:
     """Who is first of all methods, and where ours stand."""
     if not order:
@@ -173,6 +179,7 @@ SHOWN: dict[str, Callable[[Result, Sheet], None]] = {
     "growth": show_growth,
     "check": check.show,
     "versions": versions.show,
+    "fuzz": show_fuzz,
     "faithfulness": show_faithfulness,
     "funnybirds": show_funnybirds,
 }

@@ -146,8 +146,9 @@ class Explainer(nn.Module):
             found = self._programs.find(args, kwargs)
             if found is None:
                 self._programs.require_alike(args, kwargs)
-                program = self._programs.capture(self._source, args, kwargs, self.request)  # `ready` may be another's
-                found = program, flatten_inputs(program.captured, args, kwargs)
+                program = self.prepare(*args, **kwargs).ready
+                # another thread may have used another program since
+                found = self._programs.find(args, kwargs) or (program, flatten_inputs(program.captured, args, kwargs))
             return found
 
     def program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:

@@ -226,7 +226,7 @@ def test_files_that_hold_no_program_are_told_apart_without_loading_them(tmp_path
         ("old.pth", "is a pickle", "weights_only=True"),
         ("module.pt", "is a pickled module", "torch.load(path, weights_only=False)"),
         ("empty.pt2", "is no archive", "torch.export.save"),
-        ("explainer.pt2", "is an explainer", "omenn_fx.load(path)"),
+        ("explainer.pt2", "is an explainer", "omenn_fx.load('"),
         ("", "is a folder", ""),
         ("nothing.pt2", "there is no file", ""),
     ):

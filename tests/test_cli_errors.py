@@ -234,7 +234,7 @@ def test_a_saved_explainer_for_a_model(folder):
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), torch.randn(2, 3, 2, 2)
     omenn_fx.transform(model, x).save("m.pt2", x)
     assert "omenn_fx.load('m.pt2')" in run("explain", "m.pt2", "-i", "a.png", "-o", "out", code=1)
-    assert "holds a saved explainer" in run("check", "m.pt2", code=2)
+    assert "an explainer that Explainer.save wrote" in run("check", "m.pt2", code=2)
     assert len(omenn_fx.load("m.pt2").inputs) == 1
 
 

@@ -351,7 +351,9 @@ def test_hooks_record_nothing_of_a_capture():
     omenn_fx.check(model, X)
     assert local == records == recorder.got == []
     assert (kept, recorder.last, count) == ({}, None, before)
-    explainer.reference(X)
+    explainer.reference(X)  # runs a copy of the model, too
+    assert (kept, recorder.last, count) == ({}, None, before)
+    model(X)
     assert count == before + 1
     for value in (*local, *records, *recorder.got, kept["x"]):
         assert type(value) is torch.Tensor

@@ -367,8 +367,8 @@ TRAPS = [
     Trap("integer output beside a float one", integer_or_float),
     Trap("complex output", lambda m, x: torch.fft.fft(m.head(x)), **no("OMENN004", "torch.complex128")),
     Trap("complex inside", complex_inside, verdict=("_fft_r2c", "affine")),
-    Trap("complex rule that is missing", lambda m, x: m.head(torch.angle(torch.fft.rfft(x))[:, :1] + x),
-         **no("OMENN006", "aten.angle.default")),
+    Trap("complex rule that is missing", lambda m, x: m.head(torch.tanh(torch.fft.fft(x)).real),
+         **no("OMENN006", "complex")),
     # Randomness
     Trap("dropout left on", dropout_left_on, **no("OMENN006", "F.dropout(x, p, self.training)")),
     Trap("dropout in eval", lambda m, x: m.head(m.drop(m.one(x)))),

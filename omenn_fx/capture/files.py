@@ -22,7 +22,9 @@ def require_program(path: Path) -> None:
         raise CaptureError(f"'{path}' is a folder; {_NO_PROGRAM}")
     what, fix = _of_an_archive(path) if zipfile.is_zipfile(path) else _of_first_bytes(path)
     if what:
-        raise CaptureError(f"'{path}' is {what}; {_NO_PROGRAM}", fix=fix)
+        raise CaptureError(
+            f"'{path}' cannot be read as an exported program: it is {what}; {_NO_PROGRAM}", fix=fix
+        )
 
 
 _WEIGHTS = (
@@ -49,7 +51,7 @@ def _of_an_archive(path: Path) -> tuple[str, str]:
     with zipfile.ZipFile(path) as archive:
         found = {name.rpartition("/")[2] for name in archive.namelist()}
     if NOTES in found:
-        return "an explainer that Explainer.save wrote", "load it: omenn_fx.load(path) returns what explains"
+        return "an explainer that Explainer.save wrote", f"load it: omenn_fx.load('{path}') returns what explains"
     if found & set(_EXPORTED):
         return "", ""
     if "constants.pkl" in found:

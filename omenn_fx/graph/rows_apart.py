@@ -175,6 +175,7 @@ def _in_batch(captured: Captured, i: int) -> bool:
 
 def _pair(leaf: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """So many rows, and others in their place: those of other samples, which are in the model's domain."""
+    leaf = torch.nan_to_num(leaf, 0.0, 0.0, 0.0) if leaf.is_floating_point() else leaf  # NaN would hide a difference
     at = torch.arange(count, device=leaf.device)
     rows, others = leaf[at % len(leaf)], leaf[(at + 1) % len(leaf)]
     same = torch.tensor([torch.equal(a, b) for a, b in zip(rows, others, strict=True)], device=leaf.device)
