@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from omenn_fx._version import __version__
 from omenn_fx.algebra.tolerances import tolerances_of
-from omenn_fx.capture.pt2_file import NOTES, load_program
+from omenn_fx.capture.pt2_file import NOTES, load_program, read_program
 from omenn_fx.capture.sizes import is_symbolic
 from omenn_fx.errors import ExportError, InputError, OmennError, said
 from omenn_fx.explanation import Explanation
@@ -92,7 +92,7 @@ def _reading(what: str) -> Iterator[None]:
 
 def _read(content: bytes) -> SavedExplainer:
     notes = {NOTES: ""}
-    program = torch.export.load(io.BytesIO(content), extra_files=notes)
+    program = read_program(io.BytesIO(content), trusted=True, extra_files=notes)  # as a pickle is
     return SavedExplainer(program, json.loads(notes[NOTES]))
 
 

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from omenn_fx.capture.pt2_file import NOTES
-from omenn_fx.errors import CaptureError
+from omenn_fx.errors import FileError
 
 _EXPORTED = ("archive_format", "serialized_exported_program.json")  # torch's formats since 2.7, and before
 _NO_PROGRAM = "a path must name a .pt2 file saved by torch.export.save"
@@ -15,15 +15,15 @@ _EXPORT_IT = "torch.export.save(torch.export.export(model, inputs), 'model.pt2')
 
 
 def require_program(path: Path) -> None:
-    """Raise CaptureError where a file holds no exported program: it says what the file is, and the way out."""
+    """Raise FileError where a file holds no exported program: it says what the file is, and the way out."""
     if not path.exists():
-        raise CaptureError(f"there is no file '{path}'; {_NO_PROGRAM}")
+        raise FileError(f"there is no file '{path}'; {_NO_PROGRAM}")
     if path.is_dir():
-        raise CaptureError(f"'{path}' is a folder; {_NO_PROGRAM}")
+        raise FileError(f"'{path}' is a folder; {_NO_PROGRAM}")
     what, fix = _of_an_archive(path) if zipfile.is_zipfile(path) else _of_first_bytes(path)
     if what:
-        raise CaptureError(
-            f"'{path}' cannot be read as an exported program: it is {what}; {_NO_PROGRAM}", fix=fix
+        raise FileError(
+            f"'{path}' cannot be read as an exported program: it is {what}, no exported program; {_NO_PROGRAM}", fix=fix
         )
 
 

@@ -45,11 +45,7 @@ def load_program(path: Path, trusted: bool = False, extra_files: dict[str, Any] 
     """
     try:
         with path.open("rb") as file:
-            if not trusted:
-                _scan(file)
-            file.seek(0)
-            with quiet():
-                return torch.export.load(file, extra_files=extra_files)
+            return read_program(file, trusted, extra_files)
     except NotPlainError as error:
         raise FileError(
             f"'{path}' is not loaded, for it could run code or exhaust the memory: {error}", fix=_TRUST
@@ -59,6 +55,15 @@ def load_program(path: Path, trusted: bool = False, extra_files: dict[str, Any] 
         raise FileError(
             f"'{path}' cannot be read as an exported program (a .pt2 file of torch.export.save): {first}"
         ) from error
+
+
+def read_program(file: BinaryIO, trusted: bool, extra_files: dict[str, Any] | None = None) -> ExportedProgram:
+    """As `load_program`, from an open file. Raises NotPlainError, and whatever torch makes of a damaged archive."""
+    if not trusted:
+        _scan(file)
+    file.seek(0)
+    with quiet():
+        return torch.export.load(file, extra_files=extra_files)
 
 
 def _scan(file: BinaryIO) -> None:
