@@ -354,7 +354,14 @@ def _kinds(kind=omenn_fx.OmennError):
 @pytest.mark.parametrize("kind", _kinds(), ids=lambda kind: kind.__name__)
 def test_errors_survive_a_pickle(kind):
     place = Place("relu", "aten.relu.default", "act", "/a/net.py", 3, "forward", "return relu(x)")
-    given = {"place": place, "places": [place], "where": place, "error": KeyError("k"), "fix": "mend it", "why": {"relu": "no"}}
+    given = {
+        "place": place,
+        "places": [place],
+        "where": place,
+        "error": KeyError("k"),
+        "fix": "mend it",
+        "why": {"relu": "no"},
+    }
     names = list(inspect.signature(kind).parameters)
     error = kind(**{name: given.get(name, f"some {object()} {name}") for name in names})
     error.__cause__ = KeyError("k")

@@ -13,12 +13,20 @@ import torch.nn.functional as F
 from torch import nn
 
 import omenn_fx
+from omenn_fx.capture.conditions import Conditions
 from omenn_fx.errors import ExportError, InputError, OmennError, ParityError
 from omenn_fx.export import load
 from omenn_fx.export import onnx as onnx_module
 from omenn_fx.export.draws import inputs_to_try
+from omenn_fx.export.sizes import FileSizes
 
 ALL = ("logits", "C", "C_w", "C_b", "X", "bias", "target")
+
+
+def tries(explainer, inputs):
+    """What a file that takes any size is verified on."""
+    shapes = {str(i): shape for i, shape in enumerate(explainer.ready.captured.shapes)}
+    return inputs_to_try(explainer, (inputs, {}), FileSizes(shapes, Conditions()))
 
 
 def agrees(got, explainer, *inputs, target=1, tolerance=1e-4):
@@ -128,7 +136,7 @@ def test_attention_that_was_taken_apart_for_a_write_leaves_as_onnx(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(2, 5, 8)
     explainer = omenn_fx.transform(Grouped().eval(), x)
-    assert explainer.to_onnx(tmp_path / "g.onnx", strided(x)).proof.inputs == 3
+    assert explainer.to_onnx(tmp_path / "g.onnx", strided(x)).proof.inputs == 4
     other = torch.randn(4, 5, 8)
     agrees(load(tmp_path / "g.onnx")(other, target=1), explainer, other)
 
@@ -180,10 +188,10 @@ def test_inputs_are_drawn_from_the_domain_of_those_given(name, rows):
     make, draw = DOMAINS[name]
     model, inputs = make().eval(), draw(rows)
     explainer = omenn_fx.transform(model, inputs, explain=len(inputs) - 1)
-    tried = inputs_to_try(explainer, (inputs, {}), True)
-    assert len(tried) == 3, "those given, others like them, and one row more"
+    tried = tries(explainer, inputs)
     assert tried[0][0] is inputs
-    assert [len(args[0]) for args, _ in tried] == [rows, rows, rows + 1]
+    # those given, others like them, one row more, and one alone
+    assert [len(args[0]) for args, _ in tried] == [rows, rows, rows + 1, *([1] if rows > 1 else [])]
     assert any(not torch.equal(a, b) for a, b in zip(tried[1][0], inputs, strict=True))
     for args, _ in tried:
         assert torch.isfinite(model(*args)).all()
@@ -209,8 +217,8 @@ def test_what_stands_together_in_a_row_stays_so_where_the_model_wants_it():
             return self.head(x) * ids[:, None]
 
     inputs = rows, torch.arange(1, 5)
-    tried = inputs_to_try(omenn_fx.transform(Known().eval(), inputs, explain=0), (inputs, {}), True)
-    assert len(tried) == 3
+    tried = tries(omenn_fx.transform(Known().eval(), inputs, explain=0), inputs)
+    assert len(tried) == 4
     for (x, ids), _ in tried:
         torch.testing.assert_close(x, rows[ids - 1])
 
@@ -244,7 +252,7 @@ def test_inputs_far_from_any_that_are_thought_of_are_to_be_given(tmp_path):
     with pytest.raises(ExportError, match=r"takes none of the random inputs(?s:.)*give to_onnx example inputs"):
         explainer.to_onnx(tmp_path / "far.onnx")
     assert not list(tmp_path.iterdir())
-    assert explainer.to_onnx(tmp_path / "far.onnx", x, target=1, dtype="float16").proof.inputs == 3
+    assert explainer.to_onnx(tmp_path / "far.onnx", x, target=1, dtype="float16").proof.inputs == 4
 
 
 # Whole files ---------------------------------------------------------------------------------------------------------
