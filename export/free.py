@@ -51,16 +51,19 @@ def _try_another_size(model: nn.Module, captured: Captured, inputs: Inputs, free
     """torch.export lets a size pass that fits together with another one only: height x width positions, say."""
     placed = [(shape, free_dims(value_of(n), free)) for n, shape in zip(captured.inputs, captured.shapes, strict=True)]
     names = {str(shape[d]) for shape, dims in placed for d in dims}
-    for how, step in (("one more", 1), ("one less", -1)):
+    failed = ""
+    for how, step in (("one more", 1), ("one less", -1), ("two more", 2), ("two less", -2)):  # two: for even sizes
         args, kwargs = resized(captured, inputs, dict.fromkeys(names, step))
-        if not captured.is_model_at(pytree.tree_leaves((args, kwargs))):
-            continue
         try:
             with torch.no_grad():
                 model(*args, **kwargs)
         except Exception as error:
-            raise CaptureError(f"{what}: the model fails at {how}: {str(error).splitlines()[0][:200]}") from error
-        return
+            failed = failed or f"the model fails at {how}: {str(error).splitlines()[0][:200]}"
+        else:
+            if captured.is_model_at(pytree.tree_leaves((args, kwargs))):
+                return
+    held = " and ".join(captured.conditions.texts)
+    raise CaptureError(f"{what}: {failed or f'the model takes another branch of its code where not {held}'}")
 
 
 def resized(captured: Captured, inputs: Inputs, steps: Mapping[str, int]) -> Inputs:

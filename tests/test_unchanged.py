@@ -305,7 +305,7 @@ case("cli.export")(lambda s: _run("export", "net.py:tiny", "--size", "8", "--out
 
 
 # A command has a process of its own: it reports by itself instead of warning, and imports the user's file.
-OF_A_COMMAND = ("warning filters", "sys.path", "logger omenn_fx")
+OF_A_COMMAND = ("sys.path",)
 
 
 def _run(*arguments: str) -> None:

@@ -54,12 +54,28 @@ Trust = Annotated[
 def reported(errors: Console, status: int) -> Iterator[None]:
     """What goes wrong, as one message and an exit status: a traceback helps nobody at a command line."""
     try:
-        yield
+        with _own_settings():
+            yield
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except Exception as error:
         errors.print(Text.assemble(("error: ", "bold red"), printable(_message(error))), soft_wrap=True)
         raise typer.Exit(status) from None
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Loggers and filters are as before after a command, which may run in a process that goes on."""
+    levels = {name: logging.getLogger(name).level for name in ("omenn_fx", *_TORCHS)}
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+_TORCHS = ("torch.export", "torch._export")
 
 
 def _message(error: Exception) -> str:
@@ -99,7 +115,7 @@ def logged(errors: Console) -> Iterator[None]:
 def hush() -> None:
     """What torch says of its own code, and tracebacks that it logs beside the errors that it raises: not for users."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("torch.export", "torch._export"):
+    for name in _TORCHS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

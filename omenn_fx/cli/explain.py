@@ -96,8 +96,8 @@ def explain(
     console, errors = Console(), Console(stderr=True)
     sizes = Sizes(size, resize, _floats("--mean", mean), _floats("--std", std))
     wanted = _target(target)
-    common.hush()
     with logged(errors), reported(errors, FAILED):
+        common.hush()
         with console.status("loading the model"):
             loaded = sources.load(model, weights, pretrained, sizes, trust)
             if classes:
