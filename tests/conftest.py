@@ -23,7 +23,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def _warnings_are_heard():
     """The commands that report by themselves silence the package's log for their process, which here goes on; a library
     may do so with the root's."""
-    logging.getLogger("omenn_fx").setLevel(logging.WARNING)
+    logger = logging.getLogger("omenn_fx")
+    logger.setLevel(logging.WARNING)
+    logger.propagate, logger.disabled = True, False
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,7 @@ def count(module, *targets):
     return sum(n.target in targets for n in module.graph.nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_architectures(name):
     model, args, kwargs = build(name, torch.float64)
