@@ -38,10 +38,15 @@ _MODULE = (
 )
 
 
+_PICKLE = 2**24  # bytes of a pickle that is looked into: a small file may unpack to gigabytes
+
+
 def _holds_a_module(path: Path) -> bool:
     """Whether the pickle of torch.save names a class of torch.nn; its opcodes are read, none is run."""
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        if archive.getinfo(name).file_size > _PICKLE:
+            return False
         named = [str(argument) for code, argument, _ in pickletools.genops(archive.read(name)) if code.name == "GLOBAL"]
     return any(one.startswith("torch.nn.modules.") or one.endswith("_rebuild_parameter") for one in named)
 
