@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from omenn_fx._version import __version__
 from omenn_fx.algebra.tolerances import tolerances_of
 from omenn_fx.capture.pt2_file import NOTES, load_program, read_program
 from omenn_fx.capture.sizes import is_symbolic
-from omenn_fx.errors import ExportError, InputError, OmennError, said
+from omenn_fx.errors import ExportError, InputError
 from omenn_fx.explanation import Explanation
 from omenn_fx.export.deployed import inputs_of_call, tensor_of
-from omenn_fx.export.files import whole, writing
+from omenn_fx.export.files import as_export_error, whole, writing
 from omenn_fx.export.program import to_program
 from omenn_fx.export.sizes import FileSizes, file_sizes
 from omenn_fx.graph.build import split
@@ -71,23 +70,12 @@ def load(path: str | Path, trusted: bool = False) -> SavedExplainer:
     program = load_program(path, trusted, notes)
     if not notes[NOTES]:
         raise ExportError(f"'{path}' holds a program, but not one that Explainer.save wrote")
-    with _reading(f"'{path}' is a saved explainer, but its notes are damaged or another version's"):
+    with as_export_error(f"'{path}' is a saved explainer, but its notes are damaged or another version's"):
         read = json.loads(notes[NOTES])
         missing = [key for key in _KEYS if key not in read]
         if missing or sum(read["tensors"]) != len(read["inputs"]) or len(read["tensors"]) != len(read["constants"]):
             raise ValueError(f"they lack {', '.join(missing)}" if missing else "its inputs are others")
         return SavedExplainer(program, read)
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """What a file makes of torch.export, which has no type of its own for it."""
-    try:
-        yield
-    except (OmennError, MemoryError):
-        raise
-    except Exception as error:
-        raise ExportError(f"{what}: {said(error)}") from error
 
 
 def _read(content: bytes) -> SavedExplainer:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omenn_fx.errors import ExportError
+from omenn_fx.errors import ExportError, OmennError, said
 
 
 @contextmanager
@@ -71,3 +71,14 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ExportError(f"'{path}' cannot be written: {error}") from error
+
+
+@contextmanager
+def as_export_error(what: str) -> Iterator[None]:
+    """Errors of other libraries and of the model's own code, of whatever type, as an ExportError."""
+    try:
+        yield
+    except (OmennError, MemoryError):
+        raise
+    except Exception as error:
+        raise ExportError(f"{what}: {said(error)}") from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from torch.export import ExportedProgram
 
 from omenn_fx.capture.nodes import bind
 from omenn_fx.compat import OpOverload
-from omenn_fx.errors import ExportError, OmennError, ParityError, said
+from omenn_fx.errors import ParityError
 from omenn_fx.explanation import Explanation
 from omenn_fx.export.deployed import Deployed
 from omenn_fx.export.draws import Inputs, inputs_to_try
+from omenn_fx.export.files import as_export_error
 from omenn_fx.export.nodes import compare
 from omenn_fx.export.runtime import OnnxExplainer, load
 from omenn_fx.export.sizes import FileSizes
@@ -64,11 +64,11 @@ def prove(
 
     Raises ParityError with the first node that differs.
     """
-    with _refusals("onnxruntime cannot run the file on the CPU"):
+    with as_export_error("onnxruntime cannot run the file on the CPU"):
         session = load(path, providers=["CPUExecutionProvider"])
     found: list[Proof] = []
     for inputs in inputs_to_try(explainer, (args, kwargs), sizes):
-        with _refusals("the explainer fails on inputs that the file is verified on"):
+        with as_export_error("the explainer fails on inputs that the file is verified on"):
             twin, leaves = _explained(explainer, inputs, deployed)
         if all(torch.isfinite(one.C).all() for one in twin.inputs.values()):
             found.append(_compared(session, explainer, traced, inputs, leaves, twin, deployed))
@@ -84,17 +84,6 @@ def prove(
         max((f.rounding for f in found if f.rounding is not None), default=None),
         any(f.random for f in found),
     )
-
-
-@contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """Errors of onnxruntime (an operator has no kernel for a dtype, as a rule) and of the model's own code."""
-    try:
-        yield
-    except (OmennError, MemoryError):
-        raise
-    except Exception as error:
-        raise ExportError(f"{what}: {said(error)}") from error
 
 
 def _explained(explainer: Live, inputs: Inputs, deployed: Deployed) -> tuple[Explanation, list[Any]]:
@@ -133,7 +122,7 @@ def _compared(
     values = [v.numpy(force=True) for v in leaves if isinstance(v, Tensor)]
     if deployed.takes_target:
         values.append(twin.target.numpy())
-    with _refusals("onnxruntime cannot run the file on the CPU"):
+    with as_export_error("onnxruntime cannot run the file on the CPU"):
         found = session.run(values)
     got = {name: torch.from_numpy(value).double() for name, value in found.items()}
     # a logit that is a small difference of large terms is no more exact than those
