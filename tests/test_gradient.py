@@ -73,12 +73,12 @@ MORE = {
 }
 CASES += [Sample(op, args, {}) for op, samples in MORE.items() for args in samples]
 # Where several values are written to one place, autograd differentiates by all of them, though one remains; and its
-# formula of `scatter` holds for an index as large as the values only. `copy` has none, scatters of slices have none of
-# complex values, and that of `polar` takes the absolute value for positive.
+# formula of `scatter` holds for an index as large as the values only. `copy` has none, and scatters of slices have none
+# of complex values.
 NOT_OURS = {(aten.scatter.src, 1), (aten.scatter.src, 2), (aten.scatter.src, 3), (aten.scatter_add.default, 2),
             (aten.index_put.default, 1), (aten.max_unpool2d.default, 0), (aten.copy.default, 0),
             (aten.copy.default, 1), (aten.copy.default, 2), (aten.scatter.src, 4), (aten.slice_scatter.default, 3),
-            (aten.select_scatter.default, 2), (aten.polar.default, 0)}  # fmt: skip
+            (aten.select_scatter.default, 2)}  # fmt: skip
 ROUNDED = {aten.hardsigmoid.default, aten.celu.default}  # autograd has 1 / 6 and 1 / alpha in float32
 LIMIT = {F64: 1e-10, torch.complex128: 1e-10}  # a cast to another dtype has that one's digits
 
