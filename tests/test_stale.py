@@ -481,3 +481,41 @@ def test_autocast_around_a_call_is_refused_by_name(tmp_path):
             assert omenn_fx.check(model, x).supported
     model.bfloat16()
     assert_followed(explainer, model, x.bfloat16(), tolerance=2e-2)
+
+
+# Globals that a hook and forward share --------------------------------------------------------------------------------
+
+collected: dict[str, torch.Tensor] = {}
+
+
+def collect(module, inputs, output):
+    collected["hidden"] = output
+
+
+def hidden():
+    return collected["hidden"]
+
+
+class Collects(nn.Module):
+    """As transformers collects hidden states: a hook writes what forward, or a function that it calls, reads."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.one, self.two, self.read = nn.Linear(4, 4), nn.Linear(4, 3), read
+        self.one.register_forward_hook(collect)
+
+    def forward(self, x):
+        collected.clear()
+        self.one(x)
+        return self.two(torch.relu(hidden() if self.read else collected["hidden"]))
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_hook_that_writes_what_forward_reads(read):
+    torch.manual_seed(0)
+    model, x = Collects(read).eval(), torch.randn(3, 4)
+    explainer = omenn_fx.transform(model, x)
+    explanation = explainer(x, target=1)
+    torch.testing.assert_close(explanation.outputs, model(x).detach())
+    torch.testing.assert_close(explainer.reference(x), model(x).detach())
+    torch.testing.assert_close(explanation.sum, explanation.value)

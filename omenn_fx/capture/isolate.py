@@ -32,7 +32,7 @@ _SIZE = 100_000  # of a container: what is larger is data, and shared
 def isolated(model: nn.Module) -> nn.Module:
     """A copy of a model that shares its tensors; the model itself where it cannot be copied so."""
     try:
-        copied: nn.Module = _Copier().copy(model)
+        copied: nn.Module = _Copier().of(model)
     except (_CannotBeCopied, RecursionError):
         return model
     return copied
@@ -41,7 +41,7 @@ def isolated(model: nn.Module) -> nn.Module:
 def deep_copied(model: nn.Module) -> nn.Module:
     """A copy of a model with tensors of its own; what forward left in attributes is copied without its history."""
     try:
-        copied: nn.Module = _Copier(lambda t: copy.deepcopy(t) if t.is_leaf else t.detach().clone()).copy(model)
+        copied: nn.Module = _Copier(lambda t: copy.deepcopy(t) if t.is_leaf else t.detach().clone()).of(model)
     except (_CannotBeCopied, RecursionError):
         return copy.deepcopy(model)
     return copied
@@ -57,7 +57,13 @@ class _Copier:
     def __init__(self, tensor: Callable[[torch.Tensor], torch.Tensor] = lambda t: t) -> None:
         self.tensor = tensor
         self.memo: dict[int, Any] = {}
+        self.read: set[tuple[int, str]] = set()  # globals that the model's own classes read: those stay shared
         self.alive: list[Any] = []  # an id is of one object only as long as that lives
+
+    def of(self, model: nn.Module) -> Any:
+        """A copy of a model. A hook and a forward that share something in a global go on sharing it."""
+        self.read = _globals_read({kind for module in model.modules() for kind in type(module).__mro__})
+        return self.copy(model)
 
     def copy(self, value: Any) -> Any:
         if isinstance(value, _ATOMS):
@@ -142,7 +148,9 @@ class _Copier:
         inner = undecorated(value)
         if inner is not value:  # torch.compile's wrapper, which steps aside while a graph is traced
             return self.copy(inner)
-        names = {name: value.__globals__[name] for name in _names(value.__code__) if _is_state(value, name)}
+        shared = {name for space, name in self.read if space == id(value.__globals__)}
+        own = [name for name in _names(value.__code__) if name not in shared and _is_state(value, name)]
+        names = {name: value.__globals__[name] for name in own}
         if value.__closure__ is None and not names:
             return value
         cells = tuple(types.CellType() for _ in value.__closure__ or ())
@@ -186,6 +194,34 @@ def is_own_object(value: Any) -> bool:
 _SHARED = (enum.Enum, types.ModuleType)
 
 
+def _globals_read(kinds: set[type]) -> set[tuple[int, str]]:
+    """What the methods of classes, and all functions that they call, may read: (the globals' id, the name)."""
+    left: list[Any] = [each for kind in kinds for each in vars(kind).values()]
+    read, seen = set[tuple[int, str]](), set[int]()
+    while left:
+        value = left.pop()
+        function = getattr(value, "__func__", value)  # of a static method or one of the class
+        if not isinstance(function, types.FunctionType) or id(function) in seen or _room(function) in _OURS:
+            continue
+        seen.add(id(function))
+        names, space = set(_names(function.__code__)), function.__globals__
+        read |= {(id(space), name) for name in names}
+        left += [space[name] for name in names if name in space]
+        left += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    return read
+
+
+def _room(function: types.FunctionType) -> str:
+    return str(function.__globals__.get("__name__")).partition(".")[0]
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
 def _names(code: types.CodeType) -> Iterator[str]:
     """The names that a function and those inside of it may read from its module."""
     yield from code.co_names
@@ -197,7 +233,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 def _is_state(function: types.FunctionType, name: str) -> bool:
     """Whether a name is something of the function's own module that may be written to: records of a hook, say."""
     space = function.__globals__
-    room = str(space.get("__name__")).partition(".")[0]
+    room = _room(function)
     if name not in space or room in _OURS or (room in sys.stdlib_module_names and room != "__main__"):
         return False
     if any(step.opname == "STORE_GLOBAL" and step.argval == name for step in dis.get_instructions(function)):
