@@ -65,7 +65,9 @@ def test_invariants(name, dtype, caplog):
             for input_name, expected in whole.inputs.items():
                 assert_near(one.inputs[input_name].C[0], expected.C[i], 1e-10)
             assert_near(one.bias.total[0], whole.bias.total[i], 1e-10, size=whole.scale[i])
-    assert not warnings_in(caplog), "captured with a fixed batch, or anew for a batch of one"
+    # Llama looks for packed sequences where the batch is one: that is another branch, and captured as that
+    said = [text for text in warnings_in(caplog) if "the model takes another branch of its code where" not in text]
+    assert not said, "captured with a fixed batch, or anew for a batch of one"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "small_vit", "lstm", "bert_eager", "two_inputs"])
