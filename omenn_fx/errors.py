@@ -155,9 +155,8 @@ class MixedBatchError(OmennError):
         "transform with batched=False"
     )
 
-    def __init__(self, where: Place | str):
-        reason = f"{self.what}, so that none has an explanation of its own: {where}"
-        super().__init__(reason, (where,) if isinstance(where, Place) else ())
+    def __init__(self, where: Place):
+        super().__init__(f"{self.what}, so that none has an explanation of its own: {where}", (where,))
 
 
 class FoldedBatchError(MixedBatchError):

@@ -1,9 +1,9 @@
 """Conditions: which free sizes a captured graph is the model at.
 
 A graph holds one branch of the model's code. The others are told by the conditions that torch.export put on the free
-sizes, and by the comparisons that the code made (`compat.decisions`): torch.export takes a free size for at least two,
-so it decides `n == 1` without a condition. A file keeps its conditions as text; they are read by a reader of arithmetic
-that knows nothing else, for a file may come from anywhere.
+sizes, and by the comparisons that the code made (`compat.Comparisons`): torch.export takes a free size for at least
+two, so it decides `n == 1` without a condition. A file keeps its conditions as text; they are read by a reader of
+arithmetic that knows nothing else, for a file may come from anywhere.
 """
 
 from __future__ import annotations
