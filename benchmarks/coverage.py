@@ -3,6 +3,7 @@
     python benchmarks/coverage.py                                       # all 578; skips what the result file has
     python benchmarks/coverage.py --group plain --group huggingface
     python benchmarks/coverage.py --model timm/resnet18 --again
+    python benchmarks/coverage.py --dtype float64 --again               # half the time; the lines of float32 stay
     python benchmarks/coverage.py --timm-below 30 --out benchmarks/results/timm.json   # beyond the census
     python benchmarks/coverage.py --checks                              # what `check` says of the finished ones
     python benchmarks/coverage.py --onnx                                # the finished ones exported, in onnxruntime
@@ -21,8 +22,9 @@ import signal
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,12 +44,13 @@ DTYPES = ("float64", "float32")
 Results = dict[str, dict[str, Any]]
 
 
-def task(name: str, send: Callable[[str, Any], None]) -> None:
-    """One model, in its own process: the time of torch.export, then both dtypes."""
+def task(name: str, send: Callable[[str, Any], None], dtypes: Sequence[str] = DTYPES) -> None:
+    """One model, in its own process: the time of torch.export, then both dtypes; or one of them alone."""
     from zoo.check import check, export_seconds
 
-    send("export_seconds", export_seconds(name))
-    for dtype in DTYPES:
+    if set(dtypes) == set(DTYPES):
+        send("export_seconds", export_seconds(name))
+    for dtype in dtypes:
         send(dtype, check(name, dtype))
     used = resource.getrusage(resource.RUSAGE_SELF)
     send("peak_gib", round(used.ru_maxrss / 2**20, 2))
@@ -73,14 +76,19 @@ def exported_record(record: dict[str, Any], outcome: pool.Outcome) -> dict[str, 
     return record | {"onnx": outcome.sent.get("onnx", {"status": "failed", "error": outcome.ended or "sent nothing"})}
 
 
-def record_of(outcome: pool.Outcome) -> dict[str, Any]:
-    """The line of the result file; a dtype that sent nothing failed for the reason that ended the process."""
+def record_of(record: dict[str, Any], outcome: pool.Outcome, dtypes: Sequence[str] = DTYPES) -> dict[str, Any]:
+    """The line of the result file; a dtype that sent nothing failed for the reason that ended the process.
+
+    With one dtype alone the rest of a line stays as it was: its times are those of both.
+    """
     lost = {"status": "failed", "reasons": [outcome.ended or "sent no result"]}
-    dtypes = {dtype: outcome.sent.get(dtype, lost) for dtype in DTYPES}
+    sent = {dtype: outcome.sent.get(dtype, lost) for dtype in dtypes}
+    if DTYPES[0] in record and set(dtypes) != set(DTYPES):
+        return record | sent
     return {
         "seconds": outcome.seconds,
         **{key: outcome.sent.get(key) for key in ("processor_seconds", "peak_gib", "export_seconds")},
-        **dtypes,
+        **sent,
     }
 
 
@@ -190,7 +198,7 @@ class Job:
 JOBS = {
     "models": Job(
         task,
-        lambda line, outcome: record_of(outcome),
+        record_of,
         applies=lambda line: True,
         fine=lambda line: all(line[d]["status"] != "failed" for d in DTYPES) if line else None,
     ),
@@ -316,6 +324,7 @@ def main(
         bool, typer.Option("--onnx", help="the exported explainer in onnxruntime, added to finished models")
     ] = False,
     rules: Annotated[bool, typer.Option("--rules", help="every rule set, on a sample of the models")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float64 or float32 alone, for models that have a line")] = None,
     again: Annotated[bool, typer.Option("--again", help="also what the result file has")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="what the result file has as failed, again")] = False,
     only_show: Annotated[bool, typer.Option("--show", help="run nothing")] = False,
@@ -325,6 +334,9 @@ def main(
         signal.signal(stop, signal.default_int_handler)
     console = Console()
     job = JOBS["checks" if checks else "onnx" if onnx else "rules" if rules else "models"]
+    if dtype and job is JOBS["models"]:
+        work, record = partial(task, dtypes=[dtype]), partial(record_of, dtypes=[dtype])
+        job = replace(job, work=work, record=record, applies=bool)
     out = out or job.out
     results = read(out)
     asked = model or ([] if group else list(job.models))
