@@ -2,6 +2,7 @@
 
     python benchmarks/versions.py                                   # every cell, but for what the result file has
     python benchmarks/versions.py --torch 2.11.0 --again            # some of them, once more
+    python benchmarks/versions.py --drawn 0.2                       # a fifth of the cases of each test, at least one
     python benchmarks/versions.py --part sample --minutes 60        # the coverage sample alone, for an hour at most
     python benchmarks/versions.py --python /opt/py313/bin/python3   # an interpreter that is not on PATH; repeatable
     python benchmarks/versions.py --show                            # the table of the result file alone
@@ -70,6 +71,7 @@ class Options:
 
     pythons: list[str]
     fast: str
+    drawn: float
     workers: int
     minutes: float
 
@@ -189,8 +191,9 @@ def run(cell: Cell, row: Row, parts: list[str], python: Path, options: Options) 
     row |= {"python": cell.python} | {name: installed(python, name) for name in ("torch", "torchvision")}
     for part in parts:
         arguments = [SAMPLE] if part == "sample" else ["-m", options.fast, f"--ignore={SAMPLE}"]
-        arguments += ["-n", str(options.workers)]
-        row = row | {part: tests(python, arguments, cell.folder / f"{part}.xml", options.minutes)}
+        arguments += ["-n", str(options.workers), f"--drawn={options.drawn}"]
+        ran = tests(python, arguments, cell.folder / f"{part}.xml", options.minutes)
+        row = row | {part: ran | {"drawn": options.drawn}}
         yield row
 
 
@@ -251,6 +254,7 @@ def said(part: Row | None) -> str:
     if part is None:
         return "not run"
     counts = ", ".join(f"{part[kind]} {kind}" for kind in ("passed", "failed", "skipped") if part[kind])
+    counts += f" ({part['drawn']:.0%} drawn)" if part.get("drawn", 1) < 1 else ""
     return f"{counts or 'none ended'}; stopped {part['stopped']}" if "stopped" in part else counts
 
 
@@ -260,6 +264,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option("--version", help="of Python, such as 3.13; default: all")] = None,
     part: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(PARTS)}; default: both")] = None,
     fast: Annotated[str, typer.Option(help="the marker expression of the fast tests")] = "not slow",
+    drawn: Annotated[float, typer.Option(help="share of the cases of each test function, at least one")] = 1.0,
     workers: Annotated[int, typer.Option(help="processes of pytest")] = 2,
     minutes: Annotated[float, typer.Option(help="for each part; what was run until then is counted")] = 180,
     out: Path = RESULTS,
@@ -268,7 +273,7 @@ def main(
     only_show: Annotated[bool, typer.Option("--show", help="run nothing")] = False,
 ) -> None:
     """Run the tests in every version of Python and torch and write the result as JSON."""
-    console, options = Console(), Options(python or [], fast, workers, minutes)
+    console, options = Console(), Options(python or [], fast, drawn, workers, minutes)
     cells = [c for c in every() if c.torch in (torch or TORCHVISIONS) and c.python in (only or PYTHONS)]
     for cell in [] if only_show else cells:
         before = read(out)["cells"].get(cell.name, {})

@@ -18,7 +18,7 @@ REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_one" name="test_is_skipped"><skipped/></testcase>
 <testcase classname="" name="tests.test_two"><error/></testcase>
 </testsuite></testsuites>"""
-OPTIONS = versions.Options([], "not slow", 1, 1)
+OPTIONS = versions.Options([], "not slow", drawn=1.0, workers=1, minutes=1)
 
 
 def shown(path):
@@ -53,12 +53,12 @@ def test_a_cell_without_its_interpreter_says_so_and_keeps_a_result(tmp_path, mon
     out = tmp_path / "versions.json"
     versions.measure(CELL, {}, ["sample"], OPTIONS, out)
     assert "not available: no python3.11 on PATH" in shown(out)
-    part = {"passed": 7, "failed": 0, "skipped": 1, "failures": [], "seconds": 120}
+    part = {"passed": 7, "failed": 0, "skipped": 1, "failures": [], "seconds": 120, "drawn": 0.2}
     row = {"python": "3.11", "torch": "2.11.0+cpu", "torchvision": "0.26.0", "sample": part}
     versions.write(out, CELL, row)
     versions.measure(CELL, row, ["fast"], OPTIONS, out)
     assert json.loads(out.read_text())["cells"] == {CELL.name: row}
-    assert "7 passed, 1 skipped" in shown(out)
+    assert "7 passed, 1 skipped (20% drawn)" in shown(out)
     assert "not run" in shown(out)
 
 
@@ -69,3 +69,29 @@ def test_pytest_is_run_and_stopped(tmp_path, minutes, stopped):
     part = versions.tests(sys.executable, ["-c", "/dev/null", str(test)], tmp_path / "report.xml", minutes)
     assert ("stopped" in part) == stopped
     assert part["passed"] == (not stopped)
+
+
+def test_a_drawn_part_has_every_test_and_few_of_its_cases(pytester, monkeypatch):
+    """The option --drawn of conftest.py, which a cell is given: after -m, and the same in every process."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("case", range(100))
+        def test_many(case): pass
+
+        @pytest.mark.parametrize("case", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
+        def test_few(case): pass
+
+        def test_one(): pass
+        """
+    )
+    arguments = ["--collect-only", "-q", "-m", "not slow", "--drawn=0.2"]
+    drawn, again = ([line for line in pytester.runpytest_subprocess(*arguments).outlines if "::" in line] for _ in "ab")
+    assert drawn == again
+    of = {name: sum(f"::{name}" in line for line in drawn) for name in ("test_many", "test_few", "test_one")}
+    assert of["test_one"] == 1
+    assert of["test_few"] >= 1
+    assert 10 <= of["test_many"] <= 30
