@@ -190,10 +190,10 @@ def run(cell: Cell, row: Row, parts: list[str], python: Path, options: Options) 
     row = {name: value for name, value in row.items() if name != UNAVAILABLE}
     row |= {"python": cell.python} | {name: installed(python, name) for name in ("torch", "torchvision")}
     for part in parts:
+        share = 1.0 if part == "sample" else options.drawn
         arguments = [SAMPLE] if part == "sample" else ["-m", options.fast, f"--ignore={SAMPLE}"]
-        arguments += ["-n", str(options.workers), f"--drawn={options.drawn}"]
-        ran = tests(python, arguments, cell.folder / f"{part}.xml", options.minutes)
-        row = row | {part: ran | {"drawn": options.drawn}}
+        arguments += ["-n", str(options.workers), f"--drawn={share}"]
+        row = row | {part: tests(python, arguments, cell.folder / f"{part}.xml", options.minutes) | {"drawn": share}}
         yield row
 
 
@@ -264,7 +264,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option("--version", help="of Python, such as 3.13; default: all")] = None,
     part: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(PARTS)}; default: both")] = None,
     fast: Annotated[str, typer.Option(help="the marker expression of the fast tests")] = "not slow",
-    drawn: Annotated[float, typer.Option(help="share of the cases of each test function, at least one")] = 1.0,
+    drawn: Annotated[float, typer.Option(help="share of the cases of each fast test, at least one")] = 1.0,
     workers: Annotated[int, typer.Option(help="processes of pytest")] = 2,
     minutes: Annotated[float, typer.Option(help="for each part; what was run until then is counted")] = 180,
     out: Path = RESULTS,
