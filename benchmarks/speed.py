@@ -3,6 +3,7 @@
     python benchmarks/speed.py                                             # everything: hours on two cores
     python benchmarks/speed.py --models resnet18 --batch 1 --threads 1     # some of the races
     python benchmarks/speed.py --rules                                     # rule sets in onnxruntime, against omenn
+    python benchmarks/speed.py --sweep                                     # eighty architectures drawn by a seed
     python benchmarks/speed.py --device cuda                               # into a result file with the GPU's name
     python benchmarks/speed.py --show                                      # the tables of the result file alone
     python benchmarks/speed.py --markdown                                  # the same for the documentation
@@ -16,6 +17,7 @@ is written after every race, and the same command goes on where it was stopped. 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import re
@@ -34,12 +36,13 @@ from rich.progress import track
 sys.path.append(str(Path(__file__).resolve().parent))
 import zoo.preload  # noqa: F401  (torchvision beside a CPU build of torch)
 from contest import clock, device_name, interleaved, peak_memory
+from race import sweep as sweeping
 from race import tables
 from race.contestants import CONTESTANTS, DEPLOYED, PLAIN, NotApplicable, Race, Ready
 from race.models import MODELS, WITH_SETS, Subject, subject
 
 RESULTS = Path(__file__).resolve().parent / "results"
-LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "captum", "zennit")
+LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "captum", "zennit")
 Row = dict[str, Any]
 
 
@@ -130,6 +133,11 @@ def main(
         bool,
         typer.Option("--rules", help=f"rule sets in onnxruntime; default: {', '.join(WITH_SETS)}, batch 1, 1 thread"),
     ] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="drawn architectures at batch 1 and 8, one thread; --models: others")
+    ] = False,
+    count: Annotated[int, typer.Option(help="architectures of the sweep")] = sweeping.COUNT,
+    runtimes: Annotated[list[str] | None, typer.Option(help="of the sweep; default: those installed")] = None,
     device: str = "cpu",
     out: Annotated[Path | None, typer.Option(help="default: results/speed.json, with a GPU's name for a GPU")] = None,
     again: Annotated[bool, typer.Option("--again", help="also the races that the result file has")] = False,
@@ -140,6 +148,12 @@ def main(
 ) -> None:
     """Race explanations and write the result as JSON."""
     console = Console(width=None if sys.stdout.isatty() else 200)
+    if sweep:
+        out = out or RESULTS / "sweep.json"
+        if not only_show:
+            run_sweep(models or [], out, runtimes, rounds, count, console)
+        sweeping.show(sweeping.read(out), console)
+        return
     for given, known in ((models or [], MODELS), (methods or [], CONTESTANTS)):
         unknown = [name for name in given if name not in known]
         if unknown:
@@ -184,6 +198,16 @@ def compete(
             write(path, results)
             console.print(f"{key}: {sum('median' in row for row in rows.values())} of {len(rows)} ran", highlight=False)
             gc.collect()
+
+
+def run_sweep(
+    models: list[str], out: Path, runtimes: list[str] | None, rounds: int, count: int, console: Console
+) -> None:
+    """Models drawn from the census that take less than a minute there, and the trained ones; or those given."""
+    coverage = json.loads((RESULTS / "coverage.json").read_text())["models"]
+    names = models or sweeping.drawn(coverage, seconds=60, count=count)
+    present = tuple(r for r in runtimes or sweeping.RUNTIMES if importlib.util.find_spec(r))
+    sweeping.compete(names, out, present, rounds, installed(), console)
 
 
 def finished(race: Row | None, names: list[str]) -> bool:

@@ -18,9 +18,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import contest
 import speed
 import typer
-from race import tables
+from race import sweep, tables
 from race.contestants import CONTESTANTS, PLAIN, Race
 from race.models import MODELS, Subject
+from rich.console import Console
 
 from omenn_fx.algebra.ruleset import rule_sets
 
@@ -141,3 +142,32 @@ def test_the_guide_s_table_of_rule_sets_has_each_with_its_time():
     times = {rules: rows[f"{PLAIN}, {rules}"]["times_omenn"] for rules in rule_sets() if rules != "omenn"}
     table = re.findall(r'^\| `"(\w+)"` \|.* (\S+) \|$', (ROOT / "docs" / "sets.md").read_text("utf-8"), re.MULTILINE)
     assert dict(table) == {rules: f"{time:.1f}" for rules, time in (times | {"omenn": 1.0}).items()}
+
+
+def test_a_model_of_the_sweep(tmp_path):
+    """Each runtime at each batch size, with the operators that take the time; the table shows the worst model first."""
+    sent = {}
+    sweep.task("plain/MLP", sent.__setitem__, ("onnxruntime", "torch"), rounds=3)
+    assert set(sent) == {f"{r}, batch {b}" for r in ("onnxruntime", "torch") for b in sweep.BATCHES} | {"operators"}
+    for key in set(sent) - {"operators"}:
+        assert sent[key]["ratio"] == pytest.approx(sent[key]["explainer"] / sent[key]["forward"])
+    assert sent["torch, batch 1"]["inputxgradient"] > 1
+    assert sum(share for _, share in sent["operators"]) > 0
+    worse = sent | {"onnxruntime, batch 1": sent["onnxruntime, batch 1"] | {"ratio": 99.0}}
+    sweep.write(tmp_path / "sweep.json", {"plain/MLP": sent, "plain/worse": worse}, {})
+    console = Console(record=True, width=200)
+    sweep.show(sweep.read(tmp_path / "sweep.json"), console)
+    said = console.export_text()
+    assert said.index("plain/worse") < said.index("plain/MLP")
+    assert "99.00" in said
+
+
+def test_the_sweep_draws_the_same_models_each_time():
+    """The trained models, then others of the census with a free batch that are not too large."""
+    coverage = json.loads((ROOT / "benchmarks" / "results" / "coverage.json").read_text())["models"]
+    names = sweep.drawn(coverage, seconds=60)
+    assert names == sweep.drawn(coverage, seconds=60)
+    assert len(set(names)) == sweep.COUNT
+    others = names[len(sweep.TRAINED) :]
+    assert all(coverage[name]["float32"]["dynamic_batch"] for name in others)
+    assert len({name.partition("/")[0] for name in others}) >= 4
