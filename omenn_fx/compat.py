@@ -204,6 +204,7 @@ Failure = Literal["values", "around", "no fake", "transform"]
 
 _TEXTS: tuple[tuple[type[Exception], str, Failure], ...] = (
     (RuntimeError, "We found a fake tensor in the exported program constant's list", "around"),
+    (AssertionError, "Expected FakeTensor, got", "around"),  # torch 2.11's words for the first
     (RuntimeError, ".numpy() is not supported for tensor subclasses", "around"),
     (RuntimeError, "There was no fake impl registered for", "no fake"),
     (NotImplementedError, "no fake impl or Meta kernel", "no fake"),

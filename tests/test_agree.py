@@ -314,6 +314,9 @@ TRANSFORMED = {
 
 @pytest.mark.parametrize("forward", TRANSFORMED.values(), ids=TRANSFORMED)
 def test_vmap_is_explained(forward):
+    if forward is TRANSFORMED["forward derivative"] and torch.__version__ < "2.12":
+        assert "vmap" in refused(omenn_fx.CaptureError, Net(forward)).fix
+        return
     model, leaf = Net(forward), X.clone().requires_grad_()
     got = explained(model)
     if forward is TRANSFORMED["one sample"]:  # a network of ReLUs
