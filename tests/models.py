@@ -74,18 +74,16 @@ def image(height: int, width: int) -> tuple[Tensor]:
 TORCHVISION = {
     "resnet18": (64, 48),
     "resnet50": (64, 48),
-    "densenet121": (64, 48),
     "mobilenet_v3_small": (96, 64),
     "efficientnet_b0": (64, 48),
     "squeezenet1_1": (64, 48),
     "shufflenet_v2_x1_0": (64, 48),
     "googlenet": (64, 48),
     "convnext_tiny": (64, 48),
-    "swin_t": (32, 64),
 }
 TIMM = {
     "tf_efficientnet_lite0": (64, 48),
-    "resnet50d": (64, 48),
+    "resnet26d": (64, 48),
     "poolformer_s12": (96, 64),
 }
 TIMM_OF_SIZE = {"deit_tiny_patch16_224": (64, 48), "mixer_s32_224": (96, 64)}  # built for one image size
@@ -121,6 +119,23 @@ def vgg16_bn() -> Example:
         *(nn.Linear(64, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, CLASSES)),
     )
     return model, args, kwargs
+
+
+@architecture("densenet")
+def densenet() -> Example:
+    """DenseNet-121's blocks and transitions with 10 instead of 58 layers: the census has the whole one."""
+    from torchvision.models import DenseNet
+
+    return DenseNet(16, (3, 3, 2, 2), 32, num_classes=CLASSES), image(64, 48), {}
+
+
+@architecture("swin")
+def swin() -> Example:
+    """Swin-T's four stages, shifted windows and merging with 8 instead of 12 layers, at half its width."""
+    from torchvision.models import SwinTransformer
+
+    heads, depths = [3, 6, 12, 24], [2, 2, 2, 2]
+    return SwinTransformer([4, 4], 48, depths, heads, [7, 7], num_classes=CLASSES), image(32, 64), {}
 
 
 @architecture("vit_b_16")

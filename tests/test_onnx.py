@@ -115,7 +115,7 @@ def test_bias_policies(tmp_path, bias):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert_sdpa_ids", "llama_eager", "two_inputs", "lstm", "swin_t", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["bert_sdpa_ids", "llama_eager", "two_inputs", "lstm", "swin", "efficientnet_b0"])
 def test_architectures(name, tmp_path):
     model, args, kwargs = build(name, torch.float32)
     explainer = omenn_fx.transform(model, args, example_kwargs=kwargs)

@@ -129,7 +129,7 @@ def test_composites_are_zennits(make, kind):
 
 
 def test_zennits_canonizer_leaves_a_batch_norm_behind():
-    """Why eps is (all but) 0 above: what it leaves divides by sqrt(1 + eps), so its logits are not the model's, ours are."""
+    """Why eps is next to 0 above: what it leaves divides by sqrt(1 + eps), so its logits are not the model's."""
     pytest.importorskip("zennit")
     from zennit.composites import EpsilonPlus
 
@@ -167,7 +167,7 @@ def test_every_block_is_exact(block, where):
     for bias in ("carrier", "none"):
         explainer = omenn_fx.transform(model, x, rules=rules, bias=bias)
         assert explainer(x).completeness_error.max() < 1e-12
-        assert explainer.validate(x).ok
+    assert explainer.validate(x).ok  # W and b are those of both policies
 
 
 def test_float32_and_zeros():
