@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from samples import SAMPLES
 from torch import nn
 from typer.testing import CliRunner
 
 import omenn_fx
 from omenn_fx.capture import plain_program
+from omenn_fx.capture.plain_program import NotPlainError, check_operator
 from omenn_fx.cli.explain import app
 from omenn_fx.errors import CaptureError, ExportError, FileError
 from omenn_fx.loading.models import SourceError, read_state_dict
@@ -588,6 +590,33 @@ def test_our_own_explainers(tmp_path, kind):
 
 def test_an_explainer_of_an_earlier_version():
     assert omenn_fx.load(DATA / "explainer.pt2").inputs
+
+
+def test_no_operator_of_torch_is_taken_for_another():
+    """einsum has a `path` too, a list of numbers. Of aten's own operators from_file alone opens a file."""
+    refused_names = set()
+    for name in torch._C._dispatch_get_all_op_names():
+        namespace, _, rest = name.partition("::")
+        base, _, overload = rest.partition(".")
+        if namespace == "aten":
+            try:
+                check_operator(f"torch.ops.aten.{base}.{overload or 'default'}")
+            except NotPlainError:
+                refused_names.add(base)
+    assert refused_names == {"from_file"}
+    assert all(isinstance(check_operator(f"torch.ops.{sample.op}"), torch._ops.OpOverload) for sample in SAMPLES)
+
+
+class Contracted(nn.Module):
+    def forward(self, x):
+        return torch.einsum("bi,bj->b", x, x)[:, None]
+
+
+def test_an_explainer_of_einsum(tmp_path):
+    x = torch.randn(2, 3)
+    explainer = omenn_fx.transform(Contracted().eval(), x)
+    explainer.save(tmp_path / "explainer.pt2", x)
+    torch.testing.assert_close(omenn_fx.load(tmp_path / "explainer.pt2")(x).C, explainer(x).C)
 
 
 def test_trust_on_the_command_line(good, marker):

@@ -294,7 +294,7 @@ def _overload(target: str, namespace: str, name: str, overload: str) -> OpOverlo
         return None  # not registered: torch refuses it by name
     if not isinstance(found, OpOverload) or not has_kernel(found) or namespace in _RAW_MEMORY:
         _refuse("a call of something that is no known operator", target)
-    if any(a.name in ("filename", "path") for a in found._schema.arguments):
+    if any(a.name in ("filename", "path") and "str" in str(a.type) for a in found._schema.arguments):
         _refuse("an operator that opens a file", target)
     return found
 
