@@ -129,7 +129,7 @@ def _translated(
     single = all(t.dtype == torch.float32 for t in example if t.is_floating_point())
     traced = optimised(deployed, example, batch, sizes, for_onnxruntime if single else None)
     try:
-        from omenn_fx.export.passes.onnx_simplify import simplify
+        from omenn_fx.export.passes.onnx_simplify import simplify, without_origins
         from omenn_fx.export.translations import translations, without_projections
     except ImportError as error:
         raise ExportError("ONNX export needs onnx and onnxscript: pip install 'omenn-fx[onnx]'") from error
@@ -143,6 +143,7 @@ def _translated(
             assert model is not None
             assert model.exported_program is not None
             simplify(model.model)
+            without_origins(model.model)
             _name_ends(model.model, deployed.all_inputs, list(deployed.names.values()))
     except Exception as error:
         raise ExportError(_untranslated(error)) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnxruntime
 import pytest
 import torch
@@ -103,6 +104,32 @@ def test_several_targets_share_one_forward(explainer, tmp_path):
     )
     relus = [sum(n.op_type == "Relu" for n in m.graph.node) for m in (one, three)]
     assert relus[0] == relus[1] > 0
+
+
+def test_the_file_holds_no_path_of_the_machine(file):
+    """torch.onnx writes the lines of code that each node comes from; the names of modules stay."""
+    data = file.path.read_bytes()
+    assert b".py" not in data
+    assert str(Path(__file__).parents[1]).encode() not in data
+    assert any(
+        p.key == "pkg.torch.onnx.name_scopes" for n in onnx.load(str(file.path)).graph.node for p in n.metadata_props
+    )
+
+
+def test_masks_lean_on_no_default(tmp_path):
+    """OpenVINO takes beta = 0 of a HardSigmoid for one that is not given, which is 0.5: every mask is wrong there."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2)
+    )
+    x = torch.randn(1, 3, 8, 8)
+    written = omenn_fx.transform(model.eval(), x).to_onnx(tmp_path / "masks.onnx", x)
+    masks = [n for n in onnx.load(str(written.path)).graph.node if n.op_type == "HardSigmoid"]
+    assert len(masks) == 2
+    assert all(a.f != 0 for n in masks for a in n.attribute if a.name == "beta")
+    feeds = {"input_1": x.numpy(), "target": np.array([1])}
+    session = onnxruntime.InferenceSession(str(written.path))
+    _, c = onnx.reference.ReferenceEvaluator(str(written.path)).run(None, feeds)
+    np.testing.assert_allclose(session.run(None, feeds)[1], c, atol=1e-6)
 
 
 @pytest.mark.parametrize("bias", ["contribution", "none"])

@@ -15,6 +15,10 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import MatchResult, RewritePass, RewriteRuleClassBase
 from onnxscript.rewriter.rules import common as rules
 
+# Added to slope x, which is 0 or larger than 1 for all that a mask is made of: it changes no value. But OpenVINO reads
+# beta = 0 as an attribute that is absent, whose default is 0.5, and all its masks were wrong.
+_NEXT_TO_ZERO = -1e-30
+
 
 class Ramp(RewriteRuleClassBase):
     """min(max(slope x, 0), 1) is HardSigmoid, which onnxruntime computes in one step, in whatever layout x has."""
@@ -28,7 +32,7 @@ class Ramp(RewriteRuleClassBase):
         return MatchResult() if found else MatchResult().fail("not a ramp from 0 to 1")
 
     def rewrite(self, op: Any, x: Any, slope: Any, low: Any, high: Any) -> Any:
-        return op.HardSigmoid(x, alpha=_number(slope), beta=0.0)
+        return op.HardSigmoid(x, alpha=_number(slope), beta=_NEXT_TO_ZERO)
 
 
 def _number(value: Any) -> float | None:
@@ -75,6 +79,7 @@ RULES = (
     rules.remove_optional_bias_from_conv_transpose_rule,
     rules.remove_optional_bias_from_gemm_rule,
 )
+_KEPT = ("pkg.torch.onnx.name_scopes",)
 ROUNDS = 2  # what one round folds, the next may rewrite
 
 
@@ -98,6 +103,17 @@ def simplify(model: Any) -> None:
         passes.OutputFixPass(),
         passes.NameFixPass(),
     )(model)
+
+
+def without_origins(model: Any) -> None:
+    """Take out which lines of which files each value comes from: paths of the machine that wrote the file, and more
+    than half of a small file. The names of modules stay."""
+    graphs = [model.graph, *model.functions.values()]
+    values = [value for graph in graphs for node in graph.all_nodes() for value in (node, *node.outputs)]
+    for named in (*values, *model.graph.inputs, *model.graph.initializers.values()):
+        for key in [key for key in named.metadata_props if key not in _KEPT]:
+            del named.metadata_props[key]
+        named.doc_string = None
 
 
 def _register_constants(model: Any) -> None:
