@@ -2,7 +2,7 @@
 
     python benchmarks/versions.py                                   # every cell, but for what the result file has
     python benchmarks/versions.py --torch 2.11.0 --again            # some of them, once more
-    python benchmarks/versions.py --drawn 0.2                       # a fifth of the cases of each test, at least one
+    python benchmarks/versions.py --drawn 0.2                       # a fifth of the fast tests, drawn by name
     python benchmarks/versions.py --part sample --minutes 60        # the coverage sample alone, for an hour at most
     python benchmarks/versions.py --python /opt/py313/bin/python3   # an interpreter that is not on PATH; repeatable
     python benchmarks/versions.py --show                            # the table of the result file alone
@@ -264,7 +264,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option("--version", help="of Python, such as 3.13; default: all")] = None,
     part: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(PARTS)}; default: both")] = None,
     fast: Annotated[str, typer.Option(help="the marker expression of the fast tests")] = "not slow",
-    drawn: Annotated[float, typer.Option(help="share of the cases of each fast test, at least one")] = 1.0,
+    drawn: Annotated[float, typer.Option(help="share of the fast tests, drawn by name")] = 1.0,
     workers: Annotated[int, typer.Option(help="processes of pytest")] = 2,
     minutes: Annotated[float, typer.Option(help="for each part; what was run until then is counted")] = 180,
     out: Path = RESULTS,

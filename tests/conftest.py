@@ -1,9 +1,9 @@
 """What every test needs: torchvision beside a CPU build of torch, one thread per worker, the shared files."""
 
+import hashlib
 import importlib.util
 import logging
 import os
-import zlib
 from pathlib import Path
 
 import chromium
@@ -21,24 +21,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--drawn", type=float, default=1.0, metavar="SHARE", help="a drawn share of each test's cases, at least one"
-    )
+    parser.addoption("--drawn", type=float, default=1.0, metavar="SHARE", help="this share of the tests, drawn by name")
 
 
-@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
-    """With --drawn 0.2, a fifth of the cases of each test function, the same ones in every run and process."""
-    share, seen = config.getoption("drawn"), set()
-    kept, left = [], []
-    for item in items:
-        function = item.nodeid.partition("[")[0]
-        drawn = zlib.crc32(item.nodeid.encode()) % 1000 < 1000 * share
-        (kept if drawn or function not in seen else left).append(item)
-        seen.add(function)
-    items[:] = kept
-    if left:
-        config.hook.pytest_deselected(items=left)
+    """With --drawn 0.2 a fifth of all cases, the same ones in every run, process and environment."""
+    share = config.getoption("drawn")
+    drawn = [int(hashlib.md5(item.nodeid.encode()).hexdigest(), 16) < share * 2**128 for item in items]
+    if not all(drawn):
+        config.hook.pytest_deselected(items=[item for item, kept in zip(items, drawn, strict=True) if not kept])
+        items[:] = [item for item, kept in zip(items, drawn, strict=True) if kept]
 
 
 @pytest.fixture(autouse=True)

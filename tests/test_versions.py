@@ -71,27 +71,19 @@ def test_pytest_is_run_and_stopped(tmp_path, minutes, stopped):
     assert part["passed"] == (not stopped)
 
 
-def test_a_drawn_part_has_every_test_and_few_of_its_cases(pytester, monkeypatch):
-    """The option --drawn of conftest.py, which a cell is given: after -m, and the same in every process."""
+def test_a_drawn_share_is_the_same_in_every_process(pytester, monkeypatch):
+    """The option --drawn of conftest.py, which a cell is given."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
     pytester.makepyfile(
         """
         import pytest
 
-        @pytest.mark.parametrize("case", range(100))
+        @pytest.mark.parametrize("case", range(500))
         def test_many(case): pass
-
-        @pytest.mark.parametrize("case", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
-        def test_few(case): pass
-
-        def test_one(): pass
         """
     )
-    arguments = ["--collect-only", "-q", "-m", "not slow", "--drawn=0.2"]
+    arguments = ["--collect-only", "-q", "--drawn=0.2"]
     drawn, again = ([line for line in pytester.runpytest_subprocess(*arguments).outlines if "::" in line] for _ in "ab")
     assert drawn == again
-    of = {name: sum(f"::{name}" in line for line in drawn) for name in ("test_many", "test_few", "test_one")}
-    assert of["test_one"] == 1
-    assert of["test_few"] >= 1
-    assert 10 <= of["test_many"] <= 30
+    assert 60 <= len(drawn) <= 140
