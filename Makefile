@@ -29,6 +29,7 @@ test-versions: $(VENV)/.dev
 	$(BIN)/python benchmarks/versions.py $(VERSIONS)
 
 docs: $(VENV)/.dev
+	$(BIN)/python docs/demo.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/docs/index.html"
 
@@ -58,7 +59,8 @@ clean:
 # The stamps: a step is done again only where what it installs may have changed.
 # torch comes first and alone, so that nothing after it can ask for another build. torchvision, timm and silero-vad come
 # without their dependencies for the same reason, and quantus, zennit and lxt too; what they import stands beside them (of
-# silero-vad only its weights are read). A browser for the tests that look at pages comes from npm, where there is one.
+# silero-vad only its weights are read). A browser for the tests that look at pages comes from npm, where there is one, and
+# the packages that the page of omenn-fx export --web runs on.
 $(VENV)/.base: $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "omenn-fx needs Python >= 3.11, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
@@ -73,7 +75,8 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 	$(PIP) -e '.[demo]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base pyproject.toml
+$(VENV)/.dev: $(VENV)/.base pyproject.toml export/web/package.json
 	$(PIP) -e '.[demo,dev]'
 	-$(BIN)/python tests/chromium.py
+	-$(BIN)/python tests/npm.py
 	touch $@

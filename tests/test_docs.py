@@ -97,8 +97,9 @@ class Document(HTMLParser):
 
 @pytest.fixture(scope="session")
 def documents(site):
-    pages = (path for path in site.rglob("*.html") if path.name != "404.html")  # served, so that its paths begin with /
-    return {path.relative_to(site).as_posix(): Document(path) for path in pages}
+    """The pages, without 404.html, which is served, and the demo, which test_web_page.py opens."""
+    pages = {path.relative_to(site).as_posix(): path for path in site.rglob("*.html")}
+    return {n: Document(path) for n, path in pages.items() if n != "404.html" and not n.startswith("demo/")}
 
 
 def test_no_link_leads_nowhere(site, documents):

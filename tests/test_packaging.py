@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"omenn_fx": "omenn_fx", "rules": "omenn_fx/rules", "export": "omenn_fx/export"}  # folder -> where it installs
 
+FILES = (".py", ".html", ".css", ".js", ".ts", ".json", ".md")
+
 USE = """
 import pathlib, sys
 import torch
@@ -23,6 +25,12 @@ for module in (omenn_fx, omenn_fx.rules, omenn_fx.export):
 model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
 e = omenn_fx.transform(model)(torch.randn(5, 3))
 assert e.completeness_error.max() < 1e-5
+from omenn_fx.export.web import write_page
+page = pathlib.Path("page")
+page.mkdir()
+(page / "model.onnx").write_bytes(b"")
+write_page(page, {}, title="a model")
+assert (page / "index.html").stat().st_size and (page / "explain" / "index.js").stat().st_size
 print("explained", omenn_fx.__version__)
 """
 
@@ -60,7 +68,7 @@ def modules() -> set[str]:
     found = set()
     for folder, inside in ROOMS.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".html", ".css"):
+            if path.suffix in FILES or path.name == "onnxruntime-LICENSE":
                 found.add(f"{inside}/{path.relative_to(ROOT / folder).as_posix()}")
     return found
 

@@ -42,9 +42,24 @@ Weights = Annotated[Path | None, typer.Option(help="A state_dict: .pth, .pt or .
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="The library's own weights (downloads).")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the square that the model reads.")]
 Resize = Annotated[int | None, typer.Option(min=1, help="Short side of the image before its centre crop.")]
+Mean = Annotated[str | None, typer.Option(help="Mean per channel for pixels in 0..1: 0.485,0.456,0.406")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation per channel: 0.229,0.224,0.225")]
+Classes = Annotated[Path | None, typer.Option(help="A text file of class names, one a line.")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Load a .pt2 file that could run code, as you would start a program.")
 ]
+
+
+def floats(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Numbers like 0.485,0.456,0.406. Raises BadParameter: they are none."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{printable(text)}' are not numbers like 0.485,0.456,0.406", param_hint=option
+        ) from None
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

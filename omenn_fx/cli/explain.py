@@ -80,11 +80,11 @@ def explain(
     pretrained: common.Pretrained = False,
     rules: common.Rules = "omenn",
     bias: Annotated[BiasPolicy, typer.Option(help="How C_b is made.")] = BiasPolicy.carrier,
-    classes: Annotated[Path | None, typer.Option(help="A text file of class names, one a line.")] = None,
+    classes: common.Classes = None,
     size: common.Size = None,
     resize: common.Resize = None,
-    mean: Annotated[str | None, typer.Option(help="Mean per channel for pixels in 0..1: 0.485,0.456,0.406")] = None,
-    std: Annotated[str | None, typer.Option(help="Standard deviation per channel: 0.229,0.224,0.225")] = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="Draw maps with their outliers, not smoothed.")] = False,
     trust: common.Trust = False,
 ) -> None:
@@ -94,7 +94,7 @@ def explain(
     """
     common.require_ending("--report", report, (".html", ".htm"))
     console, errors = Console(), Console(stderr=True)
-    sizes = Sizes(size, resize, _floats("--mean", mean), _floats("--std", std))
+    sizes = Sizes(size, resize, common.floats("--mean", mean), common.floats("--std", std))
     wanted = _target(target)
     with logged(errors), reported(errors, FAILED):
         common.hush()
@@ -292,17 +292,6 @@ def _progress(console: Console) -> Progress:
         console=console,
         transient=True,
     )
-
-
-def _floats(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.replace(",", " ").split())
-    except ValueError:
-        raise typer.BadParameter(
-            f"'{printable(text)}' are not numbers like 0.485,0.456,0.406", param_hint=option
-        ) from None
 
 
 def _target(text: str | None) -> Target:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,12 +24,26 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Resize, then crop the centre: (height, width) of both, how the image fits the first, and PIL's filter."""
+
+    size: tuple[int, int]
+    resize: tuple[int, int]
+    fit: Literal["cover", "squash"]  # the proportions stay and the box is filled; or exactly the box
+    interpolation: str  # bilinear, bicubic ...
+
+
+@dataclass(frozen=True)
 class Preprocess:
-    """A transform from a PIL image to a normalised tensor [C, H, W], with the mean and std that it used."""
+    """A transform from a PIL image to a normalised tensor [C, H, W], with the mean and std that it used.
+
+    `steps` says what the transform does, for those who repeat it in another language; None where no steps say it.
+    """
 
     transform: Callable[[Image.Image], Tensor]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    steps: Steps | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image in RGB mode (in L mode where there is one channel) as a batch of one, float32 [1, C, H, W]."""
@@ -78,7 +93,8 @@ def standard(
         channels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
         return ((channels - _column(mean).float()) / _column(std).float()).contiguous()
 
-    return Preprocess(transform, tuple(mean), tuple(std))
+    steps = Steps((height, width), box, "cover", interpolation.name.lower())
+    return Preprocess(transform, tuple(mean), tuple(std), steps)
 
 
 def check_size(height: int, width: int, resize: int | None = None) -> None:

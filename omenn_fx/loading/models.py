@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from omenn_fx.capture.torch_export import load_source
 from omenn_fx.errors import InputError
 from omenn_fx.loading import images
-from omenn_fx.loading.images import Preprocess
+from omenn_fx.loading.images import Preprocess, Steps
 from omenn_fx.loading.libraries import SourceError, first_line, import_library
 from omenn_fx.loading.weights import load_weights, read_state_dict
 
@@ -274,13 +274,25 @@ def _timm_preprocess(config: dict[str, Any], sizes: Sizes) -> Preprocess:
         config["crop_pct"] = config["input_size"][-1] / sizes.resize
     config["mean"], config["std"] = sizes.mean or config["mean"], sizes.std or config["std"]
     transform = import_library("timm").data.create_transform(**config, is_training=False)
+    own = transform
     if config.get("crop_mode", "center") == "center":
-        own = transform
 
         def transform(image: Image.Image) -> torch.Tensor:
             return own(images.trimmed(image))
 
-    return Preprocess(transform, tuple(config["mean"]), tuple(config["std"]))
+    return Preprocess(transform, tuple(config["mean"]), tuple(config["std"]), _timm_steps(own))
+
+
+def _timm_steps(transform: Any) -> Steps | None:
+    """What a transform of timm does, where that is a resize and a centre crop."""
+    resize, crop, *_ = (*getattr(transform, "transforms", ()), None, None)
+    if (type(resize).__name__, type(crop).__name__) != ("Resize", "CenterCrop"):
+        return None
+    assert resize is not None
+    assert crop is not None
+    whole = isinstance(resize.size, int)
+    box = (resize.size,) * 2 if whole else tuple(resize.size)
+    return Steps(tuple(crop.size), box, "cover" if whole else "squash", resize.interpolation.value)
 
 
 def imagenet_names(model: nn.Module) -> list[str] | None:
