@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"^<!-- results: (\w+) -->$", re.M)
 LINK = re.compile(r"(?<=\]\()\.\./[\w./-]+")
 COMMANDS = "<!-- command line -->"
+DEMO = ROOT / "build" / "demo"  # what docs/demo.py writes where it can
+OPEN_DEMO = "<!-- open the demo -->"
 MEASURED = "benchmarks.md"  # the page that benchmarks/README.md becomes
 
 
@@ -67,6 +69,16 @@ def command_line() -> str:
     return re.sub(r"^# .*|\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
 
 
+def open_demo() -> str:
+    """The button, or why there is none."""
+    if (DEMO / "index.html").exists():
+        return "[Open the live demo](demo/index.html){ .md-button .md-button--primary }"
+    return (
+        "!!! note\n    This copy of the guide was built without the live demo. `python docs/demo.py` builds it or says "
+        "what is missing; then `make docs`."
+    )
+
+
 def beside(link: str, page: str) -> str | None:
     """The file of the repository that a page of docs/ links to, where it stands outside of docs/."""
     path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
@@ -87,6 +99,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if not (ROOT / name).is_file():
             raise PluginError(f"a page links to {name}, which is no file of the repository")
         files.append(File.generated(config, f"files/{name}", abs_src_path=str(ROOT / name)))
+    for path in DEMO.rglob("[!.]*"):
+        if path.is_file():
+            files.append(File.generated(config, f"demo/{path.relative_to(DEMO).as_posix()}", abs_src_path=str(path)))
     return files
 
 
@@ -104,5 +119,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         own = match[0] if name is None else MEASURED if name == "benchmarks/README.md" else f"files/{name}"
         return own if name is None else posixpath.relpath(own, posixpath.dirname(here) or ".")
 
+    markdown = markdown.replace(OPEN_DEMO, open_demo())
     markdown = LINK.sub(inside, MARK.sub(table, markdown))
     return markdown.replace(COMMANDS, command_line()) if COMMANDS in markdown else markdown

@@ -54,7 +54,7 @@ async function explain({ quiet = false } = {}) {
   document.querySelector(".stage").classList.remove("busy");
   Object.assign(state, { found, of: picture });
   state.drawn = drawable(found, state.smooth);
-  if (!$("maps").querySelector("input")) makeMaps(Object.keys(found.maps), chooseMap);
+  makeMaps(Object.keys(found.maps), chooseMap);
   state.shown = showClasses(found, state.model, chooseTarget);
   showSums(found);
   redraw();
@@ -67,7 +67,9 @@ const told = (found) => {
 };
 
 function redraw() {
-  if (state.found) showMaps(state.of, state.found, state.drawn, state, state.model.classes);
+  const { of, found, drawn, view, model } = state;
+  const map = drawn?.has(state.map) ? state.map : "C";
+  if (found) showMaps(of, found, drawn, { map, view }, model.classes);
 }
 
 const failed = (error) => {

@@ -53,8 +53,12 @@ export function showClasses(found, { classes, targets }, chosen) {
   return shown;
 }
 
-/** The maps as one equation of small pictures, to choose among. */
+/** The maps as one equation of small pictures, to choose among; made again where there are others. */
 export function makeMaps(names, chosen) {
+  if ($("maps").dataset.names === names.join()) return;
+  $("maps").dataset.names = names.join();
+  $("maps").replaceChildren($("maps").firstElementChild);
+  $("maps").hidden = names.length === 1;
   for (const name of ["Cw", "Cb", "C"].filter((each) => names.includes(each))) {
     const [symbol, meaning] = SYMBOLS[name];
     if (SIGNS[name] && names.length > 1) {
@@ -72,7 +76,7 @@ export function makeMaps(names, chosen) {
 
 /** The numbers: they come from the explanation as it is, not from what is drawn. */
 export function showSums(found) {
-  for (const [name, sum] of Object.entries(found.sums)) $(`sum-${name}`).textContent = signed(sum);
+  for (const name of Object.keys(found.maps)) $(`sum-${name}`).textContent = signed(found.sums[name]);
   $("for").textContent = `+${signed(found.for)}`;
   $("against").textContent = signed(found.against);
   $("count").textContent = found.count.toLocaleString("en");

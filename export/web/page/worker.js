@@ -53,9 +53,10 @@ async function explain({ image, target }) {
     for (let c = 0; c < channels; c++) for (let i = 0; i < area; i++) map[i] += values[c * area + i];
     return map;
   };
-  const maps = { C: flat(found.C) };
+  let maps = { C: flat(found.C) };
   if (found.Cw) maps.Cw = flat(found.Cw.map((w, i) => w * found.input[i]));
   if (found.Cb) maps.Cb = flat(found.Cb);
+  if (!maps.Cw?.some((value) => value !== 0)) maps = { C: maps.C }; // a rule set without weights: C is all there is
   const sums = Object.fromEntries(Object.entries(maps).map(([name, map]) => [name, map.reduce((a, b) => a + b, 0)]));
   const { logits, logit, sum, completenessError } = found;
   const holds = completenessError <= TOLERANCE;
