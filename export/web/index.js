@@ -53,6 +53,7 @@ export class Explainer {
   #ort;
   #session;
   #notes;
+  #count; // of the model's outputs
   #guess = 0; // the last top class, which the next image may have, too
 
   constructor(ort, session, notes) {
@@ -66,6 +67,8 @@ export class Explainer {
     const input = session.inputMetadata[session.inputNames.indexOf(notes.input)];
     if (input.type !== "float32") throw new Error(`the input is ${input.type}: export the model in float32`);
     this.shape = input.shape.map((size, i) => (i === 0 ? 1 : typeof size === "number" ? size : null));
+    const outputs = session.outputMetadata[session.outputNames.indexOf(notes.outputs.logits)]?.shape.slice(1) ?? [];
+    this.#count = outputs.every(Number.isInteger) ? outputs.reduce((a, b) => a * b, 1) : Infinity; // unknown before a run
   }
 
   /** An image as the model's input. */
@@ -80,14 +83,15 @@ export class Explainer {
     const { targetInput } = this.#notes;
     if (!targetInput) return this.#assembled(tensor, await this.#run(tensor), this.#fixed(target));
     let wanted = target ?? this.#guess;
+    if (!Number.isInteger(wanted) || wanted < 0 || wanted >= this.#count) {
+      throw new RangeError(`target ${target}: the model has ${this.#count} outputs`);
+    }
     let results = await this.#run(tensor, wanted);
     const logits = results.get("logits").data;
     if (target === undefined || target === null) {
       const top = largest(logits);
       if (top !== wanted) results = await this.#run(tensor, top);
       wanted = this.#guess = top;
-    } else if (!Number.isInteger(target) || target < 0 || target >= logits.length) {
-      throw new RangeError(`target ${target}: the model has ${logits.length} outputs`);
     }
     return this.#assembled(tensor, results, { target: wanted, row: 0, of: 1 });
   }
@@ -108,7 +112,7 @@ export class Explainer {
   async #run(tensor, target) {
     const { input, targetInput, outputs } = this.#notes;
     const feeds = { [input]: tensor };
-    if (targetInput) feeds[targetInput] = new this.#ort.Tensor("int64", [BigInt(clamped(target))], [1]);
+    if (targetInput) feeds[targetInput] = new this.#ort.Tensor("int64", [BigInt(target)], [1]);
     const results = await this.#session.run(feeds);
     const named = new Map(Object.entries(outputs).map(([what, name]) => [what, results[name]]));
     if (!named.get("logits") || !(named.get("C") || named.get("C_w"))) {
@@ -161,8 +165,6 @@ const share = (data, row, of) => {
   const size = data.length / of;
   return data.subarray(row * size, (row + 1) * size);
 };
-
-const clamped = (target) => (Number.isInteger(target) && target >= 0 ? target : 0); // a wrong one is refused after
 
 function largest(values) {
   let best = 0;

@@ -285,13 +285,12 @@ def _timm_preprocess(config: dict[str, Any], sizes: Sizes) -> Preprocess:
 
 def _timm_steps(transform: Any) -> Steps | None:
     """What a transform of timm does, where that is a resize and a centre crop."""
-    resize, crop, *_ = (*getattr(transform, "transforms", ()), None, None)
-    if (type(resize).__name__, type(crop).__name__) != ("Resize", "CenterCrop"):
+    steps: list[Any] = list(getattr(transform, "transforms", ()))
+    if [type(step).__name__ for step in steps[:2]] != ["Resize", "CenterCrop"]:
         return None
-    assert resize is not None
-    assert crop is not None
+    resize, crop = steps[:2]
     whole = isinstance(resize.size, int)
-    box = (resize.size,) * 2 if whole else tuple(resize.size)
+    box: tuple[int, int] = (resize.size, resize.size) if whole else tuple(resize.size)
     return Steps(tuple(crop.size), box, "cover" if whole else "squash", resize.interpolation.value)
 
 
