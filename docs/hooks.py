@@ -100,7 +100,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             raise PluginError(f"a page links to {name}, which is no file of the repository")
         files.append(File.generated(config, f"files/{name}", abs_src_path=str(ROOT / name)))
     for path in DEMO.rglob("[!.]*"):
-        if path.is_file():
+        if path.is_file() and path.suffix != ".md":  # which would become a page of the guide
             files.append(File.generated(config, f"demo/{path.relative_to(DEMO).as_posix()}", abs_src_path=str(path)))
     return files
 
