@@ -3,10 +3,10 @@
     python benchmarks/coverage.py                                       # all 578; skips what the result file has
     python benchmarks/coverage.py --group plain --group huggingface
     python benchmarks/coverage.py --model timm/resnet18 --again
-    python benchmarks/coverage.py --dtype float64 --again               # half the time; the lines of float32 stay
     python benchmarks/coverage.py --timm-below 30 --out benchmarks/results/timm.json   # beyond the census
     python benchmarks/coverage.py --checks                              # what `check` says of the finished ones
     python benchmarks/coverage.py --onnx                                # the finished ones exported, in onnxruntime
+    python benchmarks/coverage.py --verdicts                            # the finished ones again, for another verdict
     python benchmarks/coverage.py --rules                               # every rule set, on a sample of forty models
     python benchmarks/coverage.py --show                                # the table of the result file alone
 
@@ -22,9 +22,9 @@ import signal
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,13 +44,12 @@ DTYPES = ("float64", "float32")
 Results = dict[str, dict[str, Any]]
 
 
-def task(name: str, send: Callable[[str, Any], None], dtypes: Sequence[str] = DTYPES) -> None:
-    """One model, in its own process: the time of torch.export, then both dtypes; or one of them alone."""
+def task(name: str, send: Callable[[str, Any], None]) -> None:
+    """One model, in its own process: the time of torch.export, then both dtypes."""
     from zoo.check import check, export_seconds
 
-    if set(dtypes) == set(DTYPES):
-        send("export_seconds", export_seconds(name))
-    for dtype in dtypes:
+    send("export_seconds", export_seconds(name))
+    for dtype in DTYPES:
         send(dtype, check(name, dtype))
     used = resource.getrusage(resource.RUSAGE_SELF)
     send("peak_gib", round(used.ru_maxrss / 2**20, 2))
@@ -71,24 +70,42 @@ def task_of_export(name: str, send: Callable[[str, Any], None]) -> None:
     send("onnx", exported(name))
 
 
+def task_of_verdict(name: str, send: Callable[[str, Any], None]) -> None:
+    """One model in float32 alone, in its own process: half the time, and a verdict does not depend on the precision."""
+    from zoo.check import check
+
+    send("verdict", check(name, "float32"))
+
+
 def exported_record(record: dict[str, Any], outcome: pool.Outcome) -> dict[str, Any]:
     """The line of the result file with what became of the ONNX file."""
     return record | {"onnx": outcome.sent.get("onnx", {"status": "failed", "error": outcome.ended or "sent nothing"})}
 
 
-def record_of(record: dict[str, Any], outcome: pool.Outcome, dtypes: Sequence[str] = DTYPES) -> dict[str, Any]:
-    """The line of the result file; a dtype that sent nothing failed for the reason that ended the process.
+VERDICT = ("status", "dynamic_batch", "decisions", "nodes", "content", "opaque", "empty")
 
-    With one dtype alone the rest of a line stays as it was: its times are those of both.
-    """
+
+def verdict_record(record: dict[str, Any], outcome: pool.Outcome) -> dict[str, Any]:
+    """The line of the result file with what a later version said, less its times: they are not those of a quiet run."""
+    said = outcome.sent.get("verdict", {"status": "failed", "reasons": [outcome.ended or "sent no result"]})
+    kept = {key: said[key] for key in (*VERDICT, "reasons", "completeness") if key in said}
+    return record | {"verdict": {"day": date.today().isoformat(), **kept}}
+
+
+def changed(record: dict[str, Any]) -> dict[str, list[Any]]:
+    """What a later version said otherwise: before and after."""
+    before, after = record["float32"], record.get("verdict", record["float32"])
+    return {key: [before.get(key), after.get(key)] for key in VERDICT if before.get(key) != after.get(key)}
+
+
+def record_of(outcome: pool.Outcome) -> dict[str, Any]:
+    """The line of the result file; a dtype that sent nothing failed for the reason that ended the process."""
     lost = {"status": "failed", "reasons": [outcome.ended or "sent no result"]}
-    sent = {dtype: outcome.sent.get(dtype, lost) for dtype in dtypes}
-    if DTYPES[0] in record and set(dtypes) != set(DTYPES):
-        return record | sent
+    dtypes = {dtype: outcome.sent.get(dtype, lost) for dtype in DTYPES}
     return {
         "seconds": outcome.seconds,
         **{key: outcome.sent.get(key) for key in ("processor_seconds", "peak_gib", "export_seconds")},
-        **sent,
+        **dtypes,
     }
 
 
@@ -198,7 +215,7 @@ class Job:
 JOBS = {
     "models": Job(
         task,
-        record_of,
+        lambda line, outcome: record_of(outcome),
         applies=lambda line: True,
         fine=lambda line: all(line[d]["status"] != "failed" for d in DTYPES) if line else None,
     ),
@@ -213,6 +230,12 @@ JOBS = {
         exported_record,
         applies=lambda line: bool(line) and line["float32"]["status"] == "passed",
         fine=lambda line: line["onnx"]["status"] != "failed" if "onnx" in line else None,
+    ),
+    "verdicts": Job(
+        task_of_verdict,
+        verdict_record,
+        applies=bool,
+        fine=lambda line: line["verdict"]["status"] == line["float32"]["status"] if "verdict" in line else None,
     ),
     "rules": Job(
         rule_sets.task,
@@ -285,6 +308,8 @@ def show(results: Results, console: Console) -> None:
                 console.print(f"[red]{name}[/] {dtype}: {'; '.join(result[dtype]['reasons'])}", highlight=False)
         if result.get("onnx", {}).get("status") == "failed":
             console.print(f"[red]{name}[/] in onnxruntime: {result['onnx']['error']}", highlight=False)
+        if changed(result):
+            console.print(f"{name} is now otherwise: {changed(result)}", highlight=False)
         if "check" in result and not sound(result):
             console.print(f"[red]check is not sound[/] for {name}: {result['check']}", highlight=False)
 
@@ -323,8 +348,10 @@ def main(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="the exported explainer in onnxruntime, added to finished models")
     ] = False,
+    verdicts: Annotated[
+        bool, typer.Option("--verdicts", help="the finished models in float32 again, for another verdict")
+    ] = False,
     rules: Annotated[bool, typer.Option("--rules", help="every rule set, on a sample of the models")] = False,
-    dtype: Annotated[str | None, typer.Option(help="float64 or float32 alone, for models that have a line")] = None,
     again: Annotated[bool, typer.Option("--again", help="also what the result file has")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="what the result file has as failed, again")] = False,
     only_show: Annotated[bool, typer.Option("--show", help="run nothing")] = False,
@@ -333,10 +360,7 @@ def main(
     for stop in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
         signal.signal(stop, signal.default_int_handler)
     console = Console()
-    job = JOBS["checks" if checks else "onnx" if onnx else "rules" if rules else "models"]
-    if dtype and job is JOBS["models"]:
-        work, record = partial(task, dtypes=[dtype]), partial(record_of, dtypes=[dtype])
-        job = replace(job, work=work, record=record, applies=bool)
+    job = JOBS["checks" if checks else "onnx" if onnx else "verdicts" if verdicts else "rules" if rules else "models"]
     out = out or job.out
     results = read(out)
     asked = model or ([] if group else list(job.models))
