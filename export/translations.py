@@ -11,7 +11,7 @@ import torch
 from onnxscript import opset18
 from torch.export import ExportedProgram
 
-from omenn_fx.compat import lstm_decomposition
+from omenn_fx.capture.decompositions import lstm_by_steps
 
 op: Any = opset18  # its own types do not compose
 INT64, BOOL = 7, 9  # onnx.TensorProto
@@ -93,4 +93,4 @@ def without_projections(program: ExportedProgram) -> ExportedProgram:
     states = [[v.meta["val"] for v in n.args[1]] for n in program.graph.nodes if n.target is op]
     if all(h.shape[-1] == c.shape[-1] for h, c in states):
         return program
-    return program.run_decompositions({op: lstm_decomposition()})
+    return program.run_decompositions({op: lstm_by_steps})

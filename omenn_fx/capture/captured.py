@@ -24,7 +24,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from omenn_fx.algebra.aliases import canonical
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.conditions import Conditions, sizes_of
-from omenn_fx.capture.decompositions import decomposed
+from omenn_fx.capture.decompositions import decomposed, lstm_by_steps
 from omenn_fx.capture.functionalize import drop_inference_no_ops, functionalize, input_dependent
 from omenn_fx.capture.model_state import Keys
 from omenn_fx.capture.nodes import fresh_name, place_of
@@ -106,6 +106,8 @@ def capture(
         table = torch.export.default_decompositions()
         for op in [op for op in table if op in rules]:
             table.pop(op)
+        if torch.ops.aten.lstm.input in table:
+            table[torch.ops.aten.lstm.input] = lstm_by_steps
         _require_written_names(program)
         written = decomposed(program, table, rules)
         effects = any(spec.kind == InputKind.TOKEN for spec in written.graph_signature.input_specs)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from omenn_fx.compat import fake_mode_of, traced_calls, without_guards
+from omenn_fx.compat import enable_python_dispatcher, fake_mode_of, traced_calls, without_guards
 
 Tensor = torch.Tensor
 
@@ -77,7 +77,7 @@ class Editor:
         kept = ("nn_module_stack", "stack_trace", "omenn")
         node.meta = {key: self._like.meta[key] for key in kept if key in self._like.meta}
         values: Any = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        with without_guards(self.fake_mode), self.fake_mode, torch.no_grad():
+        with without_guards(self.fake_mode), self.fake_mode, enable_python_dispatcher(), torch.no_grad():
             node.meta["val"] = op(*values[0], **values[1])
         return node
 
