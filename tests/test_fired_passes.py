@@ -58,11 +58,49 @@ class Gated(nn.Module):
         return self.head(F.silu(self.first(x)) + self.second(x)).flatten(1)
 
 
+class Same(nn.Module):
+    """Padding of one side alone in front of convolutions, as TensorFlow's "same" has it, one of them depthwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.apart = nn.Conv2d(3, 24, 3, 2), nn.Conv2d(24, 24, 3, 2, groups=24)
+        self.head = nn.Conv2d(24, 4, 2)
+
+    def forward(self, x):
+        x = self.apart(F.pad(self.dense(F.pad(x, [0, 1, 0, 1])).relu(), [0, 1, 0, 1])).relu()
+        return self.head(F.pad(x, [0, 1, 0, 1])).mean((2, 3))
+
+
+class Unbound(nn.Module):
+    """An attention whose query, key and value are unbound from one projection, as in timm; shortcuts with steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.head = nn.Linear(8, 24), nn.Linear(8, 4)
+
+    def forward(self, x):
+        query, key, value = self.project(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.head(mixed + x[:, ::2].repeat_interleave(2, 1)).mean(1)
+
+
+class Fire(nn.Module):
+    """ReLUs side by side in front of a pool whose last window reaches beyond the image, as in SqueezeNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3)
+        self.pool, self.head = nn.MaxPool2d(3, 2, ceil_mode=True), nn.Conv2d(32, 4, 5)
+
+    def forward(self, x):
+        return self.head(self.pool(torch.cat([self.first(x).relu(), self.second(x).relu()], 1))).flatten(1)
+
+
 CASES = {
     "residual": Case(Residual, IMAGE, {
         "fold_constants": 21, "merge_equal_nodes": 2, "fold_batch_norms": 3, "fold_scales": 2, "pointwise_adjoints": 1,
-        "forward_convolutions": 4, "sums_over_channels": 6, "parts_early": 1, "masks": 2, "phases_of_images": 4,
-        "interleaved": 4, "stuffed": 2, "blocked": 2, "columns": 1,
+        "forward_convolutions": 4, "sums_over_channels": 6, "same_views": 6, "parts_early": 1, "masks": 2,
+        "phases_of_images": 4, "interleaved": 4, "stuffed": 2, "blocked": 2, "columns": 1,
     }),
     "clipped": Case(
         lambda: nn.Sequential(
@@ -71,10 +109,23 @@ CASES = {
         ),
         (2, 3, 40, 40), {
             "fold_constants": 7, "fold_batch_norms": 1, "fold_scales": 1, "forward_convolutions": 4,
-            "sums_over_channels": 3, "parts_early": 1, "saturations": 1, "totals": 1,
+            "sums_over_channels": 3, "same_views": 3, "parts_early": 1, "saturations": 1, "totals": 1,
         },
     ),
-    "gated": Case(Gated, IMAGE, {"forward_convolutions": 6, "sums_over_channels": 3, "parts_early": 1, "blocked": 2}),
+    "gated": Case(Gated, IMAGE, {
+        "forward_convolutions": 6, "sums_over_channels": 3, "same_views": 3, "parts_early": 1, "blocked": 2,
+    }),
+    "same": Case(Same, IMAGE, {
+        "forward_convolutions": 9, "sums_over_channels": 3, "same_views": 3, "parts_early": 1, "masks": 2,
+        "interleaved": 3, "stuffed": 1,
+    }),
+    "unbound": Case(Unbound, (2, 6, 8), {
+        "merge_equal_nodes": 1, "skip_zeros": 7, "parts_early": 2, "share_attention": 1, "columns": 2,
+    }),
+    "fire": Case(Fire, IMAGE, {
+        "merge_equal_nodes": 4, "forward_convolutions": 6, "sums_over_channels": 3, "same_views": 3, "parts_early": 1,
+        "masks": 2, "phases_of_images": 4, "interleaved": 2, "blocked": 2,
+    }),
     "tanh": Case(lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)), (2, 6), {
         "parts_early": 1, "repairs": 1, "columns": 2,
     }),

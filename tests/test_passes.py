@@ -99,6 +99,34 @@ def test_no_transposed_convolution_is_left(groups, stride, channels):
     assert count(module, aten.batch_norm.default) == 0
 
 
+class Cropped(nn.Module):
+    """A convolution behind padding that differs by side, with the size and stride of its windows given."""
+
+    def __init__(self, kernel, stride, groups):
+        super().__init__()
+        self.first = nn.Conv2d(3, 24, 1)
+        self.conv = nn.Conv2d(24, 24, kernel, stride, groups=groups)
+
+    def forward(self, x):
+        return self.conv(F.pad(self.first(x).relu(), [0, 1, 2, 1])).mean((2, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 24])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 2), (2, 1), (3, 1), (3, 2), (3, 3), (5, 2)])
+def test_a_crop_becomes_part_of_the_adjoint_in_front_of_it(kernel, stride, groups):
+    model = Cropped(kernel, stride, groups).double().eval()
+    module, values, want = exported(model, (torch.randn(2, 3, 9, 8, dtype=torch.float64),))
+    images = [n.args[0].args[0] for n in module.graph.nodes if n.target is aten.narrow.default and _cut_twice(n)]
+    assert any(n.target is aten.conv_transpose2d.input for n in images) or kernel == 1
+    optimize(module)
+    assert_keeps(module, values, want, 1e-12)
+    assert not [n for n in module.graph.nodes if n.target is aten.narrow.default and n.meta["val"].shape[1] == 24]
+
+
+def _cut_twice(node):
+    return node.args[0].target is aten.narrow.default
+
+
 def test_a_class_token_needs_its_own_part_of_the_last_block_only():
     model, args, _ = build("vit_b_16", torch.float64)
     module, values, want = exported(model, args)

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from omenn_fx.capture.editor import Editor, Pass, shape
+from omenn_fx.capture.nodes import bind
 
 aten, omenn = torch.ops.aten, torch.ops.omenn
 Tensor = torch.Tensor
@@ -140,16 +141,42 @@ def _move_off_zero(editor: Editor, convolution: Any, bias: Tensor) -> None:
 
 
 def phases_of_images(editor: Editor) -> None:
-    """Every s-th row and column of a ReLU: a strided depthwise convolution that picks one value."""
+    """Every s-th row and column of ReLUs: a strided depthwise convolution that picks one value.
+
+    What stands beyond the end of the image goes behind its phases, which are smaller.
+    """
     for node in editor.nodes(omenn.phases.default):
-        x, _, stride = node.args
-        if x.target not in _RELUS or len(shape(x)) != 4 or len(stride) != 2:
+        whole, _, stride = node.args
+        x, value = _before_padding(whole)
+        if not _of_relus(x) or len(shape(x)) != 4 or len(stride) != 2:
             continue
         for part in list(node.users):
-            kernel = torch.zeros(int(shape(x)[1]), 1, *stride)
-            kernel[:, :, part.args[1] // stride[1], part.args[1] % stride[1]] = 1
+            at = part.args[1] // stride[1], part.args[1] % stride[1]
+            kernel = torch.zeros(int(shape(x)[1]), 1, *(c + 1 for c in at))
+            kernel[:, :, -1, -1] = 1
             with editor.before(part):
-                editor.replace(part, _depthwise(editor, x, kernel, stride))
+                phase = _depthwise(editor, x, kernel, stride)
+                behind = [int(n - m) for n, m in zip(shape(part)[2:], shape(phase)[2:], strict=True)]
+                if any(behind):
+                    phase = editor.call(aten.pad.default, phase, [0, behind[1], 0, behind[0]], "constant", value)
+                editor.replace(part, phase)
+
+
+def _before_padding(node: Any) -> tuple[Any, float]:
+    """An image of a known size, and the number that was put behind its rows and columns."""
+    if node.target is not aten.pad.default:
+        return node, 0.0
+    x, pads, mode, value = bind(node).values()
+    known = all(isinstance(size, int) for size in shape(x)[2:])
+    behind = mode == "constant" and len(pads) == 4 and not pads[0] and not pads[2] and min(pads) >= 0
+    return (x, float(value or 0)) if known and behind else (node, 0.0)
+
+
+def _of_relus(x: Any) -> bool:
+    """A ReLU's result, or several side by side in the channels."""
+    if x.target is aten.cat.default:
+        return x.args[1:] == (1,) and all(_of_relus(part) for part in x.args[0])
+    return x.target in _RELUS
 
 
 def interleaved(editor: Editor) -> None:

@@ -9,10 +9,8 @@ a rule says what a value is. None goes by how a rule is written.
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
-import sys
 from typing import Any
 
 import torch
@@ -22,18 +20,13 @@ from omenn_fx.algebra import composites
 from omenn_fx.capture.editor import Editor, Pass, shape
 from omenn_fx.capture.nodes import bind
 from omenn_fx.compat import OpOverload
-from omenn_fx.export.passes.phases import phase_kernel, taps
+from omenn_fx.export.passes.transposed import CONV, TRANSPOSED, forward_convolutions
 from omenn_fx.export.passes.zero_blocks import parts_early, skip_zeros
 from omenn_fx.graph.schedule import writes
 
 aten, omenn = torch.ops.aten, torch.ops.omenn
 Tensor = torch.Tensor
 
-_CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-_TRANSPOSED = {
-    aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, aten.conv_transpose3d.input: 3,
-}  # fmt: skip
-FEW_CHANNELS = 16  # up to it the phases of a transposed convolution go into the channels of one
 LARGE = 1 << 16  # elements: no larger constant is made of smaller ones
 
 
@@ -97,7 +90,7 @@ def fold_batch_norms(editor: Editor) -> None:
     """A batch norm behind a convolution scales and shifts its weight and bias."""
     for node in editor.nodes(aten.batch_norm.default):
         convolution = node.args[0]
-        if convolution.target not in _CONV.values() or len(convolution.users) > 1:
+        if convolution.target not in CONV.values() or len(convolution.users) > 1:
             continue
         x, weight, bias, *geometry = _conv_args(convolution)
         w, b = editor.constant(weight), editor.constant(bias)
@@ -115,7 +108,7 @@ def fold_batch_norms(editor: Editor) -> None:
 
 def fold_scales(editor: Editor) -> None:
     """(g * scale) W = g (scale W): the batch norm's share of the adjoint goes into the transposed convolution."""
-    for node in editor.nodes(*_TRANSPOSED):
+    for node in editor.nodes(*TRANSPOSED):
         weight, (g, scale) = editor.constant(node.args[1]), _scaled(editor, node.args[0])
         if weight is None or scale is None:
             continue
@@ -144,95 +137,13 @@ def pointwise_adjoints(editor: Editor) -> None:
     for node in editor.nodes(omenn.pointwise_adjoint.default):
         (g, scale), weight = _scaled(editor, node.args[0]), editor.constant(node.args[1])
         n = len(shape(node)) - 2
-        if weight is None or n not in _CONV:
+        if weight is None or n not in CONV:
             continue
         matrix = weight.flatten(1).t()
         with editor.before(node):
             kernel = matrix if scale is None else matrix * scale.reshape(1, -1)
             constant = editor.add_constant(kernel.reshape(*matrix.shape, *[1] * n))
-            editor.replace(node, editor.call(_CONV[n], g, constant))
-
-
-def forward_convolutions(editor: Editor) -> None:
-    """A transposed convolution with constant weights as convolutions.
-
-    One with the kernel flipped where the stride is 1, else one for each phase, or one for all phases where there are
-    few channels.
-    """
-    for node in editor.nodes(*_TRANSPOSED):
-        g, weight, bias, stride, padding, rest, groups, dilation = _transposed_args(node)
-        w = editor.constant(weight)
-        if w is None or bias is not None:
-            continue
-        kernel = _as_forward(w, groups)
-        with editor.before(node):
-            if all(s == 1 for s in stride):
-                pads = [d * (k - 1) - p for d, k, p in zip(dilation, w.shape[2:], padding, strict=True)]
-                if any(rest) or min(pads) < 0:
-                    continue
-                flipped = editor.add_constant(kernel.flip(*range(2, w.ndim)))
-                new = editor.call(_CONV[w.ndim - 2], g, flipped, None, stride, pads, dilation, groups)
-            elif len(stride) == 2 and stride[0] == stride[1] and all(d == 1 for d in dilation):
-                new = _by_phases(editor, node, g, kernel, stride, padding, groups)
-            else:
-                continue
-        editor.replace(node, new)
-
-
-def _as_forward(weight: Tensor, groups: int) -> Tensor:
-    """A transposed convolution's weight [in, out / groups, ...] as that of a convolution, [out, in / groups, ...]."""
-    channels, out, *kernel = weight.shape
-    split = weight.reshape(groups, channels // groups, out, *kernel).transpose(1, 2)
-    return split.reshape(groups * out, channels // groups, *kernel)
-
-
-def _by_phases(
-    editor: Editor, node: Any, g: Any, kernel: Tensor, stride: list[int], padding: list[int], groups: int
-) -> Any:
-    # One sum and one product of sizes: a number, although the sizes themselves may be free.
-    beyond = [int(n - s * o) for n, o, s in zip(shape(node)[2:], shape(g)[2:], stride, strict=True)]
-    more = [-(-b // s) for b, s in zip(beyond, stride, strict=True)]
-    every = list(itertools.product(*(range(s) for s in stride)))
-
-    def convolve(group: list[tuple[int, ...]]) -> Any:
-        """Some phases at once, as channels: those of a channel stand side by side."""
-        reads = [
-            taps(sorted({p[d] for p in group}), kernel.shape[2 + d], stride[d], padding[d]) for d in range(len(stride))
-        ]
-        window = [r for r in reads if r is not None]
-        if len(window) < len(reads):
-            return None
-        weight = torch.stack([phase_kernel(kernel, p, window) for p in group], 1).flatten(0, 1)
-        pads = [w.pads(m) for w, m in zip(window, more, strict=True)]
-        even = all(before == after >= 0 for before, after in pads)
-        x = g if even else _padded(editor, g, pads)
-        inside = [before for before, _ in pads] if even else [0] * len(pads)
-        constant = editor.add_constant(weight)
-        return editor.call(_CONV[len(stride)], x, constant, None, [1] * len(stride), inside, [1] * len(stride), groups)
-
-    if kernel.shape[0] <= FEW_CHANNELS and groups == 1:
-        stacked = convolve(every)
-        assert stacked is not None  # some phase reads something
-    else:
-        parts = [convolve([phase]) for phase in every]
-        some = next(p for p in parts if p is not None)
-        nothing = editor.call(aten.mul.Tensor, some, 0.0) if None in parts else some
-        pile = editor.call(aten.stack.default, [nothing if p is None else p for p in parts], 2)
-        stacked = editor.call(aten.flatten.using_ints, pile, 1, 2)
-    whole = editor.call(aten.pixel_shuffle.default, stacked, stride[0])
-    for d, (b, m, s) in enumerate(zip(beyond, more, stride, strict=True), 2):
-        if b != m * s:
-            whole = editor.call(aten.slice.Tensor, whole, d, 0, b - m * s)
-    return whole
-
-
-def _padded(editor: Editor, g: Any, pads: list[tuple[int, int]]) -> Any:
-    """Zeros around an image, or less of it where a number is negative, which aten.pad cannot do with a free batch."""
-    for d, (before, after) in enumerate(pads, 2):
-        if before < 0 or after < 0:
-            g = editor.call(aten.slice.Tensor, g, d, max(-before, 0), after if after < 0 else sys.maxsize)
-    around = [max(v, 0) for pair in reversed(pads) for v in pair]
-    return editor.call(aten.pad.default, g, around) if any(around) else g
+            editor.replace(node, editor.call(CONV[n], g, constant))
 
 
 def sums_over_channels(editor: Editor) -> None:
@@ -240,11 +151,22 @@ def sums_over_channels(editor: Editor) -> None:
     for node in editor.nodes(omenn.weighted_sum.default):
         g, bias, dim = node.args
         b, n = editor.constant(bias), len(shape(g)) - 2
-        if b is None or dim != 1 or n not in _CONV:
+        if b is None or dim != 1 or n not in CONV:
             continue
         with editor.before(node):
             row = editor.add_constant(b.reshape(1, -1, *[1] * n))
-            editor.replace(node, editor.call(aten.squeeze.dim, editor.call(_CONV[n], g, row), 1))
+            editor.replace(node, editor.call(aten.squeeze.dim, editor.call(CONV[n], g, row), 1))
+
+
+def same_views(editor: Editor) -> None:
+    """A dimension of 1 that is taken away and put back, or put in and taken away."""
+    for node in editor.nodes(aten.unsqueeze.default, aten.squeeze.dim):
+        inner = node.args[0]
+        if inner.target not in (aten.unsqueeze.default, aten.squeeze.dim) or inner.target is node.target:
+            continue
+        x, wide = inner.args[0], max(len(shape(node)), len(shape(inner)))
+        if len(shape(x)) == len(shape(node)) != len(shape(inner)) and node.args[1] % wide == inner.args[1] % wide:
+            editor.replace(node, x)
 
 
 def share_attention(editor: Editor) -> None:
@@ -316,16 +238,9 @@ def _repeatable(node: Any) -> bool:
 
 
 def _conv_args(node: Any) -> list[Any]:
-    n = next(n for n, op in _CONV.items() if op is node.target)
+    n = next(n for n, op in CONV.items() if op is node.target)
     defaults: list[Any] = [None, None, None, [1] * n, [0] * n, [1] * n, 1]
     return [*node.args, *defaults[len(node.args) :]]
-
-
-def _transposed_args(node: Any) -> list[Any]:
-    n = _TRANSPOSED[node.target]
-    defaults: list[Any] = [None, None, None, [1] * n, [0] * n, [0] * n, 1, [1] * n]
-    args = [*node.args, *defaults[len(node.args) :]]
-    return [a * n if isinstance(a, list) and len(a) == 1 else a for a in args]
 
 
 PASSES: tuple[Pass, ...] = (
@@ -337,6 +252,7 @@ PASSES: tuple[Pass, ...] = (
     pointwise_adjoints,
     forward_convolutions,
     sums_over_channels,
+    same_views,
     skip_zeros,
     merge_equal_nodes,
     parts_early,

@@ -210,6 +210,18 @@ class Mass:
         assert total is not None
         return total
 
+    def along(self, dims: Sequence[int]) -> Even:
+        """The mass as one part that is whole along some dimensions; even along others where all parts are."""
+        alike = (p.even if isinstance(p, Even) else frozenset() for p in self.parts)
+        even = frozenset.intersection(*alike) - frozenset(dims)
+        shape = [1 if d in even else s for d, s in enumerate(self.shape)]
+        total: Tensor | None = None
+        for part in self.parts:
+            value = Even(part.value, part.even - even).dense(shape) if isinstance(part, Even) else part.dense(shape)
+            total = value if total is None else total + value
+        assert total is not None
+        return Even(total, even)
+
     def settled(self) -> Mass:
         """One dense part: what a node does before it hands its mass to several operands."""
         if len(self.parts) == 1 and isinstance(self.parts[0], Even):

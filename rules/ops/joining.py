@@ -40,11 +40,19 @@ class Piece(Moves):
         return g.narrow(self.dim, self.start, self.operand[self.dim])
 
     def carry(self, mass: Mass) -> Mass:
-        dense = mass.dense()
-        own = self.transpose(dense)
-        for start, length in self.constant:
-            own = own + dense.narrow(self.dim, start, length).sum(self.dim, keepdim=True) / self.total
-        return Mass((Even(own),), self.operand)
+        parts, rest = [], []
+        for part in mass.parts:
+            if isinstance(part, Even) and self.dim in part.even:  # each operand takes as much as it has positions
+                parts.append(part.scaled(self.operand[self.dim] / self.total))
+            else:
+                rest.append(part)
+        if rest:
+            whole = Mass(tuple(rest), mass.shape).along([self.dim])
+            own = self.transpose(whole.value)
+            for start, length in self.constant:
+                own = own + whole.value.narrow(self.dim, start, length).sum(self.dim, keepdim=True) / self.total
+            parts.append(Even(own, whole.even))
+        return Mass(tuple(parts), self.operand)
 
 
 @static(aten.cat.default, content="tensors", rows=APART, complex=True, sign="kept")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -10,7 +12,7 @@ from omenn_fx.algebra.linear import Linear, Moves
 from omenn_fx.algebra.mass import Even, Mass, Shape
 from omenn_fx.algebra.rows import APART
 from omenn_fx.rules.ops.forms import static
-from omenn_fx.rules.ops.structural import zeros
+from omenn_fx.rules.ops.structural import between_zeros, zeros
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -29,26 +31,56 @@ class Pad(Moves):
         return F.pad(u, self.pad, self.mode)
 
     def transpose(self, g: Tensor) -> Tensor:
-        if self.mode == "constant":
+        if self.mode != "constant":
+            return self._fold(g, self.mode)
+        sizes = [self.operand[dim] for dim, _, _ in self._ends]
+        if min(self.pad) < 0 or not all(isinstance(size, int) for size in sizes):
             return F.pad(g, [-p for p in self.pad])
-        return self._fold(g, self.mode)
+        for (dim, left, _), size in zip(self._ends, sizes, strict=True):
+            g = g.narrow(dim, left, size)
+        return g
+
+    @property
+    def _ends(self) -> list[tuple[int, int, int]]:
+        """The padded dimensions, with the padding on both sides of each."""
+        last, pairs = len(self.operand) - 1, zip(self.pad[::2], self.pad[1::2], strict=True)
+        return [(last - i, left, right) for i, (left, right) in enumerate(pairs) if left or right]
 
     def carry(self, mass: Mass) -> Mass:
         mode = "replicate" if self.mode == "constant" else self.mode
-        return Mass((Even(self._fold(mass.dense(), mode)),), self.operand)
+        whole = mass.along([dim for dim, _, _ in self._ends])
+        return Mass((Even(self._fold(whole.value, mode), whole.even),), self.operand)
 
     def _fold(self, value: Tensor, mode: str) -> Tensor:
-        shape = list(self.operand)
-        ends = [(len(shape) - 1 - i, self.pad[2 * i], self.pad[2 * i + 1]) for i in range(len(self.pad) // 2)]
-        for dim, left, right in ends:
-            shape[dim] = shape[dim] + left + right
-        for dim, left, right in ends:
-            if left or right:
-                size = self.operand[dim]
-                index = torch.tensor(_reads(size, left, right, mode), device=self.device)
-                shape[dim] = size
-                value = torch.index_add(zeros(value, shape), dim, index, value)
+        for dim, left, right in self._ends:
+            value = _folded(value, dim, int(self.operand[dim]), left, right, mode)
         return value
+
+
+def _folded(value: Tensor, dim: int, size: int, left: int, right: int, mode: str) -> Tensor:
+    """Along one dimension, each padded value added to the one that it was read from: run by run, without an index."""
+    total: Any = None
+    for first, at, length, step in _runs(_reads(size, left, right, mode)):
+        run = value.narrow(dim, first, length)
+        run = run.sum(dim, keepdim=True) if step == 0 and length > 1 else run.flip(dim) if step < 0 else run
+        start, wide = (at, 1) if step == 0 else (at - length + 1 if step < 0 else at, length)
+        run = between_zeros(run, dim, start, size) if wide < size else run
+        total = run if total is None else total + run
+    return zeros(value, [*value.shape[:dim], size, *value.shape[dim + 1 :]]) if total is None else total
+
+
+def _runs(reads: list[int]) -> list[tuple[int, int, int, int]]:
+    """Positions that read in steps of 1, 0 or -1: (the first one, what it reads, how many there are, the step)."""
+    runs: list[tuple[int, int, int, int]] = []
+    for position, read in enumerate(reads):
+        if runs:
+            first, at, length, step = runs[-1]
+            change = read - reads[position - 1]
+            if change == step or (length == 1 and abs(change) <= 1):
+                runs[-1] = (first, at, length + 1, change)
+                continue
+        runs.append((position, read, 1, 1))
+    return runs
 
 
 def _reads(size: int, left: int, right: int, mode: str) -> list[int]:

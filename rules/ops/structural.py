@@ -198,20 +198,33 @@ def _slice_back(call: Call, g: Tensor) -> Tensor:
         if end is None or (known and (end == 2**63 - 1 or (isinstance(size, int) and end >= size))):
             return g
     start = 0 if start is None else start
-    if call["step"] == 1 and isinstance(start, int) and isinstance(size, int):
-        return _between_zeros(g, call["dim"], max(start + size if start < 0 else start, 0), size)
+    if isinstance(start, int) and isinstance(size, int):
+        dim, first = call["dim"] % len(call.shape()), max(start + size if start < 0 else start, 0)
+        return _in_steps(g, dim, first, size, call["step"])
     return torch.slice_scatter(zeros(g, call.shape()), g, call["dim"], start, end, call["step"])
+
+
+def _in_steps(g: Tensor, dim: int, start: int, size: int, step: int) -> Tensor:
+    """g at every step-th position from the start on, zeros elsewhere."""
+    count = g.shape[dim]
+    if step == 1 or not isinstance(count, int) or count < 2:
+        return between_zeros(g, dim, start, size)
+    apart = F.pad(g.unsqueeze(dim + 1), [0, 0] * (g.ndim - 1 - dim) + [0, step - 1]).flatten(dim, dim + 1)
+    whole, here = start + count * step, start + min(size - start, count * step)
+    if here < whole:
+        apart = apart.narrow(dim, 0, here - start)
+    return between_zeros(apart, dim, start, size) if here - start < size else apart
 
 
 def _select_back(call: Call, g: Tensor) -> Tensor:
     index, size = call["index"], call.shape()[call["dim"]]
     if isinstance(index, int) and isinstance(size, int):
         dim = call["dim"] % len(call.shape())
-        return _between_zeros(g.unsqueeze(dim), dim, index % size, size)
+        return between_zeros(g.unsqueeze(dim), dim, index % size, size)
     return torch.select_scatter(zeros(g, call.shape()), g, call["dim"], index)
 
 
-def _between_zeros(g: Tensor, dim: int, start: int, size: int) -> Tensor:
+def between_zeros(g: Tensor, dim: int, start: int, size: int) -> Tensor:
     """g from a position of a dimension on, zeros before and behind."""
     behind = len(g.shape) - 1 - dim % len(g.shape)
     return F.pad(g, [0, 0] * behind + [start, size - start - int(g.shape[dim])])
@@ -226,7 +239,7 @@ def piece(shape: Shape, dim: int, start: Any, length: Any) -> Moves:
 
     def back(g: Tensor) -> Tensor:
         if isinstance(start, int) and isinstance(shape[dim], int):
-            return _between_zeros(g, dim, start, shape[dim])
+            return between_zeros(g, dim, start, shape[dim])
         return torch.slice_scatter(zeros(g, shape), g, dim, start, start + length, 1)
 
     return Moves(lambda u: u.narrow(dim, start, length), back, shape)
@@ -271,9 +284,14 @@ def _part(call: Call) -> Linear:
     return piece(shape, dim, start, length)
 
 
+def _unbind_back(call: Call, g: Tensor) -> Tensor:
+    dim = call["dim"] % len(call.shape())
+    return between_zeros(g.unsqueeze(dim), dim, call.output or 0, int(call.shape()[dim]))
+
+
 moves(
     aten.unbind.int,
-    back=lambda call, g: torch.select_scatter(zeros(g, call.shape()), g, call["dim"], call.output or 0),
+    back=_unbind_back,
     rows=APART,
     complex=True,
     sign="kept",
