@@ -131,7 +131,7 @@ CASES = {
     }),
     "transformer": Case(lambda: small_vit()[0], (2, 3, 16, 16), {
         "fold_constants": 6, "merge_equal_nodes": 2, "forward_convolutions": 2, "sums_over_channels": 1,
-        "skip_zeros": 47, "parts_early": 18, "share_attention": 2, "share_gates": 2, "columns": 9,
+        "same_views": 1, "skip_zeros": 47, "parts_early": 18, "share_attention": 2, "share_gates": 2, "columns": 9,
     }),
 }  # fmt: skip
 

@@ -46,11 +46,10 @@ def forward_convolutions(editor: Editor) -> None:
         kernel, crop = _as_forward(w, groups), _cropped(node)
         with editor.before(crop.node):
             if all(s == 1 for s in stride):
-                pads = _around(crop, node, w, padding, dilation)
-                if any(rest) or min(v for pair in pads for v in pair) < 0:
+                if any(rest):
                     continue
                 flipped = editor.add_constant(kernel.flip(*range(2, w.ndim)))
-                new = _convolve(editor, g, flipped, pads, groups, dilation)
+                new = _convolve(editor, g, flipped, _around(crop, node, w, padding, dilation), groups, dilation)
             elif len(stride) == 2 and groups == w.shape[0] > FEW_CHANNELS and all(d == 1 for d in dilation):
                 new = _stuffed(editor, crop, g, kernel, stride, padding, groups)
             elif len(stride) == 2 and stride[0] == stride[1] and all(d == 1 for d in dilation):

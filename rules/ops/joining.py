@@ -43,7 +43,7 @@ class Piece(Moves):
         parts, rest = [], []
         for part in mass.parts:
             if isinstance(part, Even) and self.dim in part.even:  # each operand takes as much as it has positions
-                parts.append(part.scaled(self.operand[self.dim] / self.total))
+                parts.append(Even(part.value * self.operand[self.dim] / self.total, part.even))
             else:
                 rest.append(part)
         if rest:

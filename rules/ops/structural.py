@@ -198,7 +198,8 @@ def _slice_back(call: Call, g: Tensor) -> Tensor:
         if end is None or (known and (end == 2**63 - 1 or (isinstance(size, int) and end >= size))):
             return g
     start = 0 if start is None else start
-    if isinstance(start, int) and isinstance(size, int):
+    known = isinstance(start, int) and isinstance(size, int)
+    if known and (call["step"] == 1 or isinstance(g.shape[call["dim"]], int)):
         dim, first = call["dim"] % len(call.shape()), max(start + size if start < 0 else start, 0)
         return _in_steps(g, dim, first, size, call["step"])
     return torch.slice_scatter(zeros(g, call.shape()), g, call["dim"], start, end, call["step"])
@@ -207,7 +208,7 @@ def _slice_back(call: Call, g: Tensor) -> Tensor:
 def _in_steps(g: Tensor, dim: int, start: int, size: int, step: int) -> Tensor:
     """g at every step-th position from the start on, zeros elsewhere."""
     count = g.shape[dim]
-    if step == 1 or not isinstance(count, int) or count < 2:
+    if step == 1 or count < 2:
         return between_zeros(g, dim, start, size)
     apart = F.pad(g.unsqueeze(dim + 1), [0, 0] * (g.ndim - 1 - dim) + [0, step - 1]).flatten(dim, dim + 1)
     whole, here = start + count * step, start + min(size - start, count * step)
