@@ -15,6 +15,8 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import MatchResult, RewritePass, RewriteRuleClassBase
 from onnxscript.rewriter.rules import common as rules
 
+from omenn_fx.export.passes.portable import portable
+
 # Added to slope x, which is 0 or larger than 1 for all that a mask is made of: it changes no value. But OpenVINO reads
 # beta = 0 as an attribute that is absent, whose default is 0.5, and all its masks were wrong.
 _NEXT_TO_ZERO = -1e-30
@@ -95,6 +97,8 @@ def simplify(model: Any) -> None:
         )(model)
         if not (folded or rewritten):
             break
+    portable(model)
+    passes.RemoveUnusedNodesPass()(model)  # the sizes of pads that are slices now
     ir.passes.Sequential(
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),
