@@ -123,7 +123,7 @@ CASES = {
         "merge_equal_nodes": 1, "skip_zeros": 7, "parts_early": 2, "share_attention": 1, "columns": 2,
     }),
     "fire": Case(Fire, IMAGE, {
-        "merge_equal_nodes": 4, "forward_convolutions": 6, "sums_over_channels": 3, "same_views": 3, "parts_early": 1,
+        "merge_equal_nodes": 5, "forward_convolutions": 6, "sums_over_channels": 3, "same_views": 3, "parts_early": 1,
         "masks": 2, "phases_of_images": 4, "interleaved": 2, "blocked": 2,
     }),
     "tanh": Case(lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)), (2, 6), {
