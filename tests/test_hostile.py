@@ -161,7 +161,8 @@ PICKLES = {
 def test_a_pickle_that_runs_code(good, marker, kind):
     path = PICKLES[kind](good)
     refused(path, marker, "data/")
-    trusted_runs(path, marker)
+    if kind != "an opaque constant" or torch.__version__ >= "2.13":  # before, torch did not unpickle it
+        trusted_runs(path, marker)
 
 
 def test_a_script_object(good, marker):

@@ -26,7 +26,9 @@ _PYTHON = sysconfig.get_path("stdlib")
 def has_lines(file: str) -> bool:
     """Whether a frame's file can be shown: not ours, not Python's own (contextlib, functools), not text in memory."""
     hidden = Path(file).is_relative_to(_OURS) or (file.startswith(_PYTHON) and "-packages" not in file)
-    return not hidden and bool(linecache.getline(file, 1) or Path(file).is_file())
+    if hidden or file == "<string>":  # every text that is executed has this name; Python 3.13 keeps the lines of one
+        return False
+    return bool(linecache.getline(file, 1) or Path(file).is_file())
 
 
 def is_users(file: str) -> bool:
