@@ -368,6 +368,20 @@ def test_a_set_of_ones_own():
     assert explanation.completeness_error.max() < 1e-12
 
 
+@pytest.mark.parametrize("name", ["epsilon_plus", "omenn_gamma"])
+@pytest.mark.parametrize("features", [6, 8])
+def test_a_batch_norm_of_channels_behind_a_linear_layer_of_features(features, name):
+    """On [N, C, F]: it scales C, the linear layer makes F, of as many or of others."""
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(5, features), nn.BatchNorm1d(6), nn.Flatten(), nn.Linear(6 * features, 3))
+    model, x = lively(linear), torch.randn(2, 6, 5, dtype=torch.float64)
+    explainer = omenn_fx.transform(model, x, rules=name)
+    explanation = explainer(x)
+    torch.testing.assert_close(explanation.outputs, model(x))
+    assert explanation.completeness_error.max() < 1e-12
+    assert explainer.validate(x).ok
+
+
 def test_batch_norms_fold_without_a_copy():
     """Weights are made in the graph: a change of the model's own is seen."""
     model, x = network(), images(2, 3, 16, 16)

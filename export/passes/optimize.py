@@ -97,6 +97,8 @@ def fold_batch_norms(editor: Editor) -> None:
         gamma, beta, mean, variance = (editor.constant(a) for a in node.args[1:5])
         if w is None or mean is None or variance is None or (bias is not None and b is None):
             continue
+        if len(shape(convolution)) != w.ndim:  # of one image: the norm scales its rows, not its channels
+            continue
         scale = (variance + node.args[7]).rsqrt()
         scale = scale if gamma is None else scale * gamma
         shift = -mean * scale if b is None else (b - mean) * scale

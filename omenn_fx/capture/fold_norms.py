@@ -26,7 +26,7 @@ def fold_batch_norms(captured: Captured) -> Captured:
     editor, outputs = Editor(captured.module), captured.outputs
     for norm in editor.nodes(aten.batch_norm.default):
         layer = norm.args[0]
-        if layer.target not in _LAYERS or len(layer.users) > 1 or layer in outputs:
+        if layer.target not in _LAYERS or len(layer.users) > 1 or layer in outputs or not _of_channels(layer):
             continue
         with editor.before(norm):
             editor.like(layer)
@@ -38,6 +38,12 @@ def fold_batch_norms(captured: Captured) -> Captured:
     captured.graph.lint()
     captured.module.recompile()
     return replace(captured, outputs=outputs)
+
+
+def _of_channels(layer: Any) -> bool:
+    """Whether its outputs stand in the dimension that a batch norm scales, which is the second one: those of a linear
+    layer on [N, C, F] stand in the last."""
+    return bool(layer.meta["val"].ndim == layer.args[1].meta["val"].ndim)
 
 
 def _folded(editor: Editor, norm: Any, layer: Any) -> tuple[fx.Node, fx.Node]:
