@@ -9,15 +9,15 @@ torchvision and the npm packages that `python tests/npm.py` fetches.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 import omenn_fx
 from omenn_fx.export.web.runtime import RUNTIME
@@ -76,17 +76,16 @@ def race(files: list[Path], rounds: int, runtime: Path) -> list[float]:
     script = files[0].parent / "race.mjs"
     script.write_text(RACE, encoding="utf-8")
     command = ["node", str(script), str(runtime), str(rounds), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout))
 
 
-def main() -> None:
+def main(
+    model: Annotated[str, typer.Option(help="as omenn-fx explain takes it")] = "torchvision:squeezenet1_0",
+    weights: Annotated[Path | None, typer.Option(help="a state_dict")] = None,
+    rounds: Annotated[int, typer.Option(help="that are counted")] = 15,
+) -> None:
     """Write the files, let them race, print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="torchvision:squeezenet1_0")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--rounds", type=int, default=15)
-    given = parser.parse_args()
     sys.path.append(str(TESTS))
     import npm
 
@@ -94,12 +93,12 @@ def main() -> None:
     if modules is None:
         sys.exit("the npm packages are not there: python tests/npm.py")
     with tempfile.TemporaryDirectory() as folder:
-        files = write_files(given.model, given.weights, Path(folder))
-        times = race(files, given.rounds, modules / "onnxruntime-web" / "dist" / "ort.wasm.bundle.min.mjs")
-    print(f"{given.model}, {RUNTIME} (wasm, one thread) in Node, median of {given.rounds}, processor time")
+        files = write_files(model, weights, Path(folder))
+        times = race(files, rounds, modules / "onnxruntime-web" / "dist" / "ort.wasm.bundle.min.mjs")
+    print(f"{model}, {RUNTIME} (wasm, one thread) in Node, median of {rounds}, processor time")
     for name, time in zip(FILES, times, strict=True):
         print(f"{name:16} {time:8.1f} ms  {time / times[0]:.2f} x forward")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

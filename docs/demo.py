@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+import npm  # noqa: E402
+
 DEMO = ROOT / "build" / "demo"
 WEIGHTS = ROOT.parent / "shared" / "assets" / "models" / "squeezenet1_0_torchvision_rgb_fp16.pth"
 MODEL, RULES = "torchvision:squeezenet1_0", "omenn_gamma"
@@ -29,13 +31,7 @@ def missing() -> list[str]:
     """What the demo needs and is not here."""
     found = [] if WEIGHTS.exists() else [f"the trained weights, shared/assets/models/{WEIGHTS.name}"]
     found += [name for name in ("torchvision", "skimage", "onnxscript") if importlib.util.find_spec(name) is None]
-    return found if runtime() or shutil.which("npm") else [*found, "onnxruntime-web: python tests/npm.py fetches it"]
-
-
-def runtime() -> Path | None:
-    """The packages that the tests fetched, which spare npm a download."""
-    place = Path(os.environ.get("OMENN_NPM") or Path(sys.prefix) / "npm") / "node_modules" / "onnxruntime-web"
-    return place if place.exists() else None
+    return found if npm.found() or shutil.which("npm") else [*found, "onnxruntime-web: python tests/npm.py fetches it"]
 
 
 def digest() -> str:
@@ -53,7 +49,7 @@ def build() -> None:
     command = [sys.executable, "-m", "omenn_fx.cli", "export", MODEL, "--weights", str(WEIGHTS), "--rules", RULES]
     command += ["--fixed-batch", "--web", str(DEMO)]
     command += [part for name in PHOTOGRAPHS for part in ("--image", str(photographs / name))]
-    place = runtime()
+    place = npm.found()  # what the tests fetched spares a download
     command += [] if place is None else ["--runtime-dir", str(place)]
     shutil.rmtree(DEMO, ignore_errors=True)
     subprocess.run(command, check=True, cwd=ROOT)

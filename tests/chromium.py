@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import npm
+
 NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "google-chrome-stable")
 FOLDER = Path(sys.prefix) / "chromium"
 PACKAGE = "@sparticuz/chromium@147.0.0"
@@ -28,11 +30,9 @@ def found() -> str | None:
 
 def install(folder: Path) -> bool:
     """Fetch the package and unpack its browser; whether it starts here (it needs libnss3 and libexpat1)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    quiet = ["--no-audit", "--no-fund", "--ignore-scripts"]
     from playwright.sync_api import Error, sync_playwright
 
-    subprocess.run(["npm", "install", "--prefix", str(folder), *quiet, PACKAGE], check=True)
+    npm.fetch(folder, PACKAGE)
     packed = folder / "node_modules" / "@sparticuz" / "chromium" / "bin" / "chromium.br"
     browser = (folder / "chromium").absolute()
     subprocess.run(["node", "--input-type=module", "-e", UNPACK, str(packed), str(browser)], check=True)
@@ -43,6 +43,17 @@ def install(folder: Path) -> bool:
         browser.unlink()
         print(f"the browser does not start: {error}")
     return browser.exists()
+
+
+def listened(browser, **options):
+    """A new page, what its console complains of, and the addresses that it and its workers ask for, as they come."""
+    context = browser.new_context(**options)
+    said, asked = [], []
+    context.on("request", lambda request: asked.append(request.url))
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    return page, said, asked
 
 
 if __name__ == "__main__" and found() is None and shutil.which("npm") and shutil.which("node"):

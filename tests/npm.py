@@ -28,14 +28,13 @@ def _version(package: Path) -> str | None:
         return None
 
 
-def install() -> None:
-    """Fetch them; no script of a package runs."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    packages = [f"{name}@{version}" for name, version in WANTED.items()]
+def fetch(folder: Path, *packages: str) -> None:
+    """Packages as name@version into the node_modules of a folder; no script of a package runs."""
+    folder.mkdir(parents=True, exist_ok=True)
     quiet = ["--no-audit", "--no-fund", "--ignore-scripts"]
-    subprocess.run(["npm", "install", "--prefix", str(FOLDER), *quiet, *packages], check=True)
+    subprocess.run(["npm", "install", "--prefix", str(folder), *quiet, *packages], check=True)
 
 
 if __name__ == "__main__" and found() is None and shutil.which("npm") and shutil.which("node"):
-    install()
+    fetch(FOLDER, *(f"{name}@{version}" for name, version in WANTED.items()))
     print("packages for the tests:", ", ".join(f"{name} {version}" for name, version in WANTED.items()))

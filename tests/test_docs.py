@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 import torch
+from chromium import listened
 from filelock import FileLock
 from test_readme import run_blocks
 
@@ -261,14 +262,9 @@ def test_the_picture_of_the_idea_shows_matrices_whose_product_sums_to_the_logit(
 @pytest.fixture
 def page(browser):
     """A page that may read the disk alone, and says nothing on its console."""
-    context = browser.new_context(viewport=DESKTOP)
-    said, asked = [], []
-    page = context.new_page()
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page, said, asked = listened(browser, viewport=DESKTOP)
     yield page
-    context.close()
+    page.context.close()
     assert not said
     assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))]
 

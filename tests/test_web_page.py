@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chromium import listened
 from PIL import Image
 from web_server import ISOLATED, NAMES, lay_out, node_modules, photograph, served, write_page
 
@@ -91,18 +92,13 @@ class Shown:
 @pytest.fixture
 def opened(browser, address):
     """The page after it explained its first example. It asks its own server alone, and the console stays empty."""
-    context = browser.new_context(viewport=DESKTOP)
-    said, asked = [], []
-    page = context.new_page()
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    context.on("request", lambda request: asked.append(request.url))
+    page, said, asked = listened(browser, viewport=DESKTOP)
     page.add_init_script(CAMERA)
     page.goto(address)
     shown = Shown(page)
     shown.explained()
     yield shown
-    context.close()
+    page.context.close()
     assert not said
     assert any(url.endswith(".wasm") for url in asked)  # the worker's requests are seen, too
     assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]

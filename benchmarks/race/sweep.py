@@ -71,7 +71,7 @@ def task(name: str, send: Send, runtimes: tuple[str, ...], rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = _written(explainer, (model, args, kwargs), Path(folder)) if set(runtimes) & {*RUNTIMES[:2]} else None
         for batch in BATCHES:
-            rows = pytree.tree_map(lambda leaf, batch=batch: _rows(leaf, batch), (args, kwargs))
+            rows = _rows_of(args, kwargs, batch)
             calls: Calls = {}
             for runtime in runtimes:
                 try:

@@ -51,9 +51,8 @@ def _within_autocast(module: fx.GraphModule, rules: RuleSet, on: bool = False) -
             place = place_of(node)
             return replace(place, module=own_path(place.module))
         if isinstance(node.target, HigherOrderOperator):
-            inside = (
-                bool(node.args[2]) if node.target.name() == "wrap_with_autocast" else on
-            )  # (device, dtype, enabled)
+            enabled = node.args[2:3] if node.target.name() == "wrap_with_autocast" else [on]  # behind device and dtype
+            inside = bool(enabled[0])
             bodies = [getattr(module, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
             found = (_within_autocast(b, rules, inside) for b in bodies if isinstance(b, fx.GraphModule))
             place_inside = next(filter(None, found), None)
