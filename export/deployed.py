@@ -16,15 +16,17 @@ from omenn_fx.program import Program
 from omenn_fx.target import Positions, resolve
 
 Tensor = torch.Tensor
-OUTPUTS = ("logits", "target", "X", "C", "C_w", "C_b", "bias")
+OUTPUTS = ("logits", "target", "X", "C", "C_w", "C_b", "bias", "completeness")
+DEFAULT = ("logits", "C", "completeness")
+TOP = -1  # as a target at run time: each row's largest output
 TargetMode = str | int | Sequence[int]
 
 
 class Deployed(nn.Module):
     """(*inputs[, target]) -> the tensors asked for, by name.
 
-    `target` is "input" (an int64 tensor [N] at run time, a flat position in each row of the outputs), "top1" (each
-    row's largest), an int, or a list of ints (T targets at once: tensors [N, T, ...]).
+    `target` is "input" (an int64 tensor [N] at run time, a flat position in each row of the outputs or `TOP`), "top1"
+    (each row's largest), an int, or a list of ints (T targets at once: tensors [N, T, ...]).
     """
 
     def __init__(self, program: Program, leaves: Sequence[Any], outputs: Sequence[str], target: Any):
@@ -96,6 +98,7 @@ class Deployed(nn.Module):
             "logits": explanation.outputs,
             "target": explanation.target,
             "bias": explanation.bias.shares,
+            "completeness": explanation.error_of_parts if "completeness" in self.outputs else None,
         }
         parts: Any = explanation.inputs.values()
         return tuple(
@@ -106,7 +109,8 @@ class Deployed(nn.Module):
 
     def _positions(self, rows: Tensor, target: Tensor | None) -> Positions:
         if target is not None:
-            return Positions(target, several=False)
+            largest = resolve(None, rows).target
+            return Positions(torch.where(target < 0, largest, target), several=False)
         if self.several:  # its range was checked before: a graph cannot
             return Positions(target_of_call(self.target, rows.shape[0]).to(rows.device), several=True)
         positions = resolve(target_of_call(self.target, rows.shape[0]), rows)

@@ -22,7 +22,7 @@ from omenn_fx._version import __version__
 from omenn_fx.capture.exclusive import quiet
 from omenn_fx.capture.sizes import FREE_SIZES
 from omenn_fx.errors import ExportError
-from omenn_fx.export.deployed import Deployed, TargetMode
+from omenn_fx.export.deployed import DEFAULT, TOP, Deployed, TargetMode
 from omenn_fx.export.draws import Inputs, first_taken, unseen
 from omenn_fx.export.files import own_weights, weights_name, whole, writing
 from omenn_fx.export.free import freed, name_sizes
@@ -61,7 +61,7 @@ def to_onnx(
     inputs: tuple[Any, ...] = (),
     *,
     input_kwargs: Mapping[str, Any] | None = None,
-    outputs: Sequence[str] = ("logits", "C"),
+    outputs: Sequence[str] = DEFAULT,
     target: TargetMode = "input",
     opset: int | None = None,
     dtype: str = "float32",
@@ -216,6 +216,7 @@ def _description(explainer: Live, deployed: Deployed, free: bool) -> dict[str, s
         "explained": json.dumps(deployed.runnable.names),
         "inputs": json.dumps(deployed.inputs),
         "target_input": deployed.target_input if deployed.takes_target else "",
+        "top_target": str(TOP) if deployed.takes_target else "",
         "outputs": json.dumps(deployed.names),
         "biased": json.dumps(deployed.runnable.biased),
         "kept": json.dumps(deployed.runnable.kept),

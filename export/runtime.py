@@ -99,6 +99,9 @@ class OnnxExplainer:
             if target is not None:
                 raise TargetError(f"this file explains target {self.metadata['target']}: leave target out")
             return self._explained(self._found(feeds), feeds, None)
+        if target is None and self._notes.top is not None:
+            largest = np.full(self._count(feeds), self._notes.top, dtype=np.int64)
+            return self._explained(self._found([*feeds, largest]), feeds, None)
         chosen = resolve(target, self._rows(target, feeds))
         if not isinstance(chosen, Positions):
             raise TargetError("an exported explainer takes positions of its outputs as targets, not weights or regions")
@@ -164,7 +167,8 @@ class OnnxExplainer:
                 inputs[name] = WholeExplanation(x, tensors[f"C{end}"])
         table = BiasTable(notes.biased, tensors.get("bias"), value, notes.kept)
         explanation = Explanation(outputs, positions.target, value, inputs, table)
-        return explanation.require_sum(tolerances_of(*(t.dtype for t in tensors.values()))["completeness"])
+        limit = tolerances_of(*(t.dtype for t in tensors.values()))["completeness"]
+        return explanation.require_sum(limit, measured=tensors.get("completeness"))
 
     def __repr__(self) -> str:
         return (
@@ -193,6 +197,9 @@ class _Notes:
     biased: list[str]
     kept: list[str]
     batched: bool
+    top: int | None = (
+        None  # as a target: each row's largest output; None where the file was written before there was one
+    )
 
 
 def _read(metadata: Mapping[str, str], path: Path, inputs: list[str], outputs: list[str]) -> _Notes:
@@ -206,7 +213,7 @@ def _read(metadata: Mapping[str, str], path: Path, inputs: list[str], outputs: l
         results = {name: result for result, name in named.items()}
         notes = _Notes(
             given, target_input, [results[name] for name in outputs], target, explained, biased, kept,
-            metadata["batched"] == "yes",
+            metadata["batched"] == "yes", int(metadata["top_target"]) if metadata.get("top_target") else None,
         )  # fmt: skip
         if inputs != [*given, *([] if target_input is None else [target_input])]:
             raise ValueError(f"the file takes {', '.join(inputs)}")

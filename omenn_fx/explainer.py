@@ -264,7 +264,7 @@ class Explainer(nn.Module):
         self,
         path: str | Path,
         *inputs: Any,
-        outputs: Sequence[str] = ("logits", "C"),
+        outputs: Sequence[str] = ("logits", "C", "completeness"),
         target: str | int | Sequence[int] = "input",
         opset: int | None = None,
         dtype: str = "float32",
@@ -281,9 +281,12 @@ class Explainer(nn.Module):
             *inputs, **kwargs: example inputs, which the file is verified on. Default: random ones like those captured.
             outputs: of "logits" (the explained output, always there), "C", "C_w", "C_b" (tensors of the input's shape;
                 with several explained inputs "C.name" of each), "X" (for integer ids, their embeddings), "bias" [N, V]
-                (the share of each node, named in the metadata) and "target" [N]. Names that inputs have get a "_".
-            target: "input": an int64 input `target` [N], a flat position in each row of the outputs; "top1": each
-                row's largest output; an int; a list of T ints: T explanations at once, tensors [N, T, ...].
+                (the share of each node, named in the metadata), "target" [N] and "completeness" [N] (|sum(C) - value|
+                relative to sum |C_w X| + sum |C_b|: at most 1e-5 in float32 where the runtime computes the right map).
+                Names that inputs have get a "_".
+            target: "input": an int64 input `target` [N], a flat position in each row of the outputs, or -1 for the
+                row's largest; "top1": each row's largest output; an int; a list of T ints: T explanations at once,
+                tensors [N, T, ...].
             opset: of ONNX. Default: torch.onnx's.
             dtype: "float32" or "float16": of weights, inputs and outputs.
             dynamic: what stays free: "batch" (where it was captured so), "tokens" (the length of sequences), "height"

@@ -200,18 +200,30 @@ class Explanation:
     @property
     def size(self) -> Tensor:
         """What errors are relative to: S; where all of it cancelled, the value, or what rounds off of the outputs."""
+        return self._at_least(self.scale)
+
+    def _at_least(self, scale: Tensor) -> Tensor:
         rows = torch.nan_to_num(self.outputs.detach().abs(), posinf=0.0).unsqueeze(-1).flatten(1)
         largest = rows.amax(1) if rows.numel() else rows.new_zeros(len(rows))
         eps = torch.finfo(self.value.dtype).eps
         rounded = largest * min(4 * eps / tolerances_of(self.value.dtype)["completeness"], 1.0)
         rounded = rounded.reshape([-1] + [1] * (self.value.ndim - 1))
         least = torch.finfo(self.value.dtype).tiny
-        return torch.maximum(torch.maximum(self.scale, self.value.abs()), rounded).clamp_min(least)
+        return torch.maximum(torch.maximum(scale, self.value.abs()), rounded).clamp_min(least)
 
     @property
     def completeness_error(self) -> Tensor:
         """|sum(C) - value| / S, shape of `value`; of an S that cancelled, relative to `size`."""
         return (self.sum - self.value).abs() / self.size
+
+    @property
+    def error_of_parts(self) -> Tensor:
+        """`completeness_error` relative to sum |C_w * X| + sum |C_b|, which is no larger than S, and needs no sum over
+        each node's biases: that of biases which are in C_b."""
+        parts = [p for one in self.inputs.values() for p in (one.magnitude, one.C_b) if p is not None]
+        scale: Tensor = sum((self._sum(p.abs()) for p in parts), torch.zeros_like(self.value))
+        scale = scale + self.bias.magnitude if self.bias.kept else scale
+        return (self.sum - self.value).abs() / self._at_least(scale)
 
     def adds_up(self, limit: float) -> bool:
         """Whether sum(C) is `value`, up to `limit` of S."""
@@ -226,10 +238,13 @@ class Explanation:
         kept = not self.bias.kept or self.bias.shares is not None
         return bool(self.inputs) and kept and (whole or (self.bias.known and len(self.bias.kept) == len(self.bias)))
 
-    def require_sum(self, limit: float, where: Callable[[], str] = str) -> Explanation:
-        """Itself, with an IncompleteWarning where it does not add up; `where` says what is to blame."""
-        if self.summed and not self.adds_up(limit):
-            error = float(self.completeness_error.max())
+    def require_sum(self, limit: float, where: Callable[[], str] = str, measured: Tensor | None = None) -> Explanation:
+        """Itself, with an IncompleteWarning where it does not add up; `where` says what is to blame, and `measured` is
+        the error as what computed this found it itself."""
+        wrong = measured is not None and not bool((measured <= limit).all())
+        if wrong or (self.summed and not self.adds_up(limit)):
+            errors = [self.completeness_error] if measured is None or self.summed else []
+            error = max(float(e.max()) for e in [*errors, *([] if measured is None else [measured])])
             text = f"the explanation does not add up: sum(C) is off by {error:.1e} of S, more than {limit:.0e}"
             warnings.warn(text + where(), IncompleteWarning, stacklevel=3)
         return self

@@ -37,6 +37,22 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Example:
     return model.to(dtype).requires_grad_(False), args, kwargs
 
 
+def shallow(model: nn.Module) -> nn.Module:
+    """In place: stages without the blocks from the third on that repeat the one before. They are more of the same, and
+    each costs an export as much as the first."""
+
+    def kind(block: nn.Module) -> Any:
+        return [type(m) for m in block.modules()], [p.shape for p in block.parameters()]
+
+    for stage in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
+        blocks = list(stage)
+        kinds = [kind(block) if list(block.parameters()) else None for block in blocks]
+        for i in reversed(range(2, len(blocks))):
+            if kinds[i] is not None and kinds[i] == kinds[i - 1]:
+                del stage[i]
+    return model
+
+
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
     """Perturb every parameter that is a vector (also [C, 1, 1]), and redraw those that are constant."""
@@ -93,13 +109,14 @@ def _torchvision(name: str, size: tuple[int, int]) -> Example:
     import torchvision
 
     options: dict[str, Any] = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
-    return torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options), image(*size), {}
+    model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
+    return shallow(model), image(*size), {}
 
 
 def _timm(name: str, size: tuple[int, int], **options: Any) -> Example:
     import timm
 
-    return timm.create_model(name, pretrained=False, num_classes=CLASSES, **options), image(*size), {}
+    return shallow(timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)), image(*size), {}
 
 
 for _name, _size in TORCHVISION.items():
@@ -131,17 +148,17 @@ def densenet() -> Example:
 
 @architecture("swin")
 def swin() -> Example:
-    """Swin-T's four stages, shifted windows and merging with 8 instead of 12 layers, at half its width."""
+    """Two of Swin-T's four stages, with shifted windows and the merging between them, at half its width."""
     from torchvision.models import SwinTransformer
 
-    heads, depths = [3, 6, 12, 24], [2, 2, 2, 2]
+    heads, depths = [3, 6], [2, 2]
     return SwinTransformer([4, 4], 48, depths, heads, [7, 7], num_classes=CLASSES), image(32, 64), {}
 
 
 @architecture("vit_b_16")
 def vit_b_16() -> Example:
     """ViT-B/16's depth and patches at a quarter of its width; torchvision's ViT takes square images only."""
-    return vision_transformer(image_size=48, patch_size=16, layers=12, heads=3, width=192), image(48, 48), {}
+    return vision_transformer(image_size=48, patch_size=16, layers=4, heads=3, width=192), image(48, 48), {}
 
 
 def vision_transformer(image_size: int, patch_size: int, layers: int, heads: int, width: int) -> nn.Module:

@@ -36,7 +36,9 @@ def explainer():
 @pytest.fixture(scope="module")
 def file(explainer, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "net.onnx"
-    return explainer.to_onnx(path, X, outputs=("logits", "C", "C_w", "C_b", "bias"), metadata={"mean": "0.5"})
+    return explainer.to_onnx(
+        path, X, outputs=("logits", "C", "C_w", "C_b", "bias", "completeness"), metadata={"mean": "0.5"}
+    )
 
 
 def same(got, want, tolerance=1e-6):
@@ -46,7 +48,7 @@ def same(got, want, tolerance=1e-6):
 
 def test_the_file(file, explainer):
     assert file.inputs == ["x", "target"]
-    assert file.outputs == ["logits", "C", "C_w", "C_b", "bias"]
+    assert file.outputs == ["logits", "C", "C_w", "C_b", "bias", "completeness"]
     assert file.proof.inputs == 4  # those given, random ones, one row more, and one row
     assert file.proof.completeness < 1e-6
     assert "verified on 4 inputs" in repr(file)
@@ -128,7 +130,7 @@ def test_masks_lean_on_no_default(tmp_path):
     assert all(a.f != 0 for n in masks for a in n.attribute if a.name == "beta")
     feeds = {"input_1": x.numpy(), "target": np.array([1])}
     session = onnxruntime.InferenceSession(str(written.path))
-    _, c = onnx.reference.ReferenceEvaluator(str(written.path)).run(None, feeds)
+    _, c, _ = onnx.reference.ReferenceEvaluator(str(written.path)).run(None, feeds)
     np.testing.assert_allclose(session.run(None, feeds)[1], c, atol=1e-6)
 
 

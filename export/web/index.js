@@ -41,6 +41,7 @@ function readNotes(metadata) {
     input: parsed("inputs", explained)[0],
     target: kind === "input" || kind === "top1" ? kind : JSON.parse(kind),
     targetInput: entry("target_input") || null,
+    top: entry("top_target") ? Number(entry("top_target")) : null, // as a target: the largest output; older files: none
     outputs: parsed("outputs", {}), // what an output is -> its name
     biased: parsed("biased", []),
     kept: parsed("kept", []),
@@ -54,7 +55,6 @@ export class Explainer {
   #session;
   #notes;
   #count; // of the model's outputs
-  #guess = 0; // the last top class, which the next image may have, too
 
   constructor(ort, session, notes) {
     this.#ort = ort;
@@ -82,18 +82,17 @@ export class Explainer {
     const tensor = this.#tensor(image);
     const { targetInput } = this.#notes;
     if (!targetInput) return this.#assembled(tensor, await this.#run(tensor), this.#fixed(target));
-    let wanted = target ?? this.#guess;
-    if (!Number.isInteger(wanted) || wanted < 0 || wanted >= this.#count) {
-      throw new RangeError(`target ${target}: the model has ${this.#count} outputs`);
+    const { top } = this.#notes;
+    if (target !== undefined && target !== null) {
+      if (!Number.isInteger(target) || target < 0 || target >= this.#count) {
+        throw new RangeError(`target ${target}: the model has ${this.#count} outputs`);
+      }
+      return this.#assembled(tensor, await this.#run(tensor, target), { target, row: 0, of: 1 });
     }
-    let results = await this.#run(tensor, wanted);
-    const logits = results.get("logits").data;
-    if (target === undefined || target === null) {
-      const top = largest(logits);
-      if (top !== wanted) results = await this.#run(tensor, top);
-      wanted = this.#guess = top;
-    }
-    return this.#assembled(tensor, results, { target: wanted, row: 0, of: 1 });
+    let results = await this.#run(tensor, top ?? 0);
+    const best = largest(results.get("logits").data);
+    if (top === null && best !== 0) results = await this.#run(tensor, best);
+    return this.#assembled(tensor, results, { target: best, row: 0, of: 1 });
   }
 
   /** Give the session's memory back. */

@@ -19,13 +19,14 @@ import omenn_fx
 from omenn_fx.cli import common
 from omenn_fx.cli.common import COULD_NOT_RUN, images_of, loaded_model, reported
 from omenn_fx.errors import InputError
+from omenn_fx.export.deployed import DEFAULT, OUTPUTS
 from omenn_fx.loading import models as sources
 from omenn_fx.loading.images import open_image
 from omenn_fx.loading.models import Loaded, Sizes
 from omenn_fx.loading.weights import require_values
 from omenn_fx.printable import printable
 
-PARTS = "logits,C,C_w,C_b"  # what a page shows
+PARTS = "logits,C,C_w,C_b,completeness"  # what a page shows
 
 
 class Precision(str, Enum):
@@ -46,7 +47,8 @@ Images = Annotated[
     list[Path] | None, typer.Option("--image", "-i", help="Images to verify the file on; the page's examples.")
 ]
 Outputs = Annotated[
-    str | None, typer.Option(help=f"Of logits, C, C_w, C_b, X, bias, target. Default: logits,C; with --web {PARTS}.")
+    str | None,
+    typer.Option(help=f"Of {', '.join(OUTPUTS)}. Default: {','.join(DEFAULT)}; with --web {PARTS}."),
 ]
 AnySize = Annotated[bool, typer.Option("--any-size", help="Images of any height and width.")]
 
@@ -184,7 +186,7 @@ def _place(out: Path | None, web: Path | None, runtime: Path | None, dtype: Prec
 
 
 def _outputs(text: str | None, web: Path | None) -> list[str]:
-    wanted = (text or ("logits,C" if web is None else PARTS)).split(",")
+    wanted = (text or (",".join(DEFAULT) if web is None else PARTS)).split(",")
     names = [name.strip() for name in wanted]
     if web is not None and not {"logits", "C"} <= set(names):
         raise typer.BadParameter("a page needs logits and C", param_hint="--outputs")
