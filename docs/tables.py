@@ -23,6 +23,7 @@ import faithfulness  # noqa: E402
 import funnybirds  # noqa: E402
 import fuzz  # noqa: E402
 import growth  # noqa: E402
+import parity  # noqa: E402
 import versions  # noqa: E402
 from judge.bootstrap import difference  # noqa: E402
 from zoo import rule_sets  # noqa: E402
@@ -170,6 +171,11 @@ def places(order: list[str], behind: Callable[[str], str]) -> str:
     return f"First of {len(order)} methods: **{order[0]}**." + (f" {said}." if said else "")
 
 
+def show_parity(results: Result, sheet: Sheet) -> None:
+    """One file in every runtime, and its size."""
+    parity.show(results["models"], sheet)
+
+
 SHOWN: dict[str, Callable[[Result, Sheet], None]] = {
     "coverage": show_coverage,
     "timm": show_coverage,
@@ -180,6 +186,7 @@ SHOWN: dict[str, Callable[[Result, Sheet], None]] = {
     "check": check.show,
     "versions": versions.show,
     "fuzz": show_fuzz,
+    "parity": show_parity,
     "faithfulness": show_faithfulness,
     "funnybirds": show_funnybirds,
 }

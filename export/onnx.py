@@ -130,6 +130,7 @@ def _translated(
     traced = optimised(deployed, example, batch, sizes, for_onnxruntime if single else None)
     try:
         from omenn_fx.export.passes.onnx_simplify import simplify, without_origins
+        from omenn_fx.export.passes.portable import without_free_shapes
         from omenn_fx.export.translations import translations, without_projections
     except ImportError as error:
         raise ExportError("ONNX export needs onnx and onnxscript: pip install 'omenn-fx[onnx]'") from error
@@ -148,6 +149,7 @@ def _translated(
     except Exception as error:
         raise ExportError(_untranslated(error)) from error
     name_sizes(model.model, sizes)
+    without_free_shapes(model.model)
     return model.exported_program, model
 
 

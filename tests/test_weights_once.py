@@ -128,6 +128,30 @@ def test_small_ones_stay():
     assert len(model.graph.initializers) == 2
 
 
+def test_a_square_matrix_is_read_one_way(tmp_path):
+    """OpenVINO takes one orientation where a Gemm turns what a product reads as it is, or a Transpose turns it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 40), nn.GELU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 5)).eval()
+    x = torch.randn(2, 40)
+    path = tmp_path / "m.onnx"
+    assert omenn_fx.transform(model, x).to_onnx(path, x).proof.parity < 1e-5
+    graph = onnx.load(str(path)).graph
+    square = {i.name for i in graph.initializer if len(i.dims) == 2 and i.dims[0] == i.dims[1] == 40}
+    assert len(square) == 2
+    for node in graph.node:
+        turned = any(a.name == "transB" and a.i for a in node.attribute) or node.op_type == "Transpose"
+        assert not (turned and square & set(node.input)), node
+
+
+def test_shapes_that_depend_on_the_batch_are_left_to_the_runtime(tmp_path):
+    """tract takes the symbol in them for another number than the input's first size."""
+    path = tmp_path / "m.onnx"
+    omenn_fx.transform(conv_net().eval(), X).to_onnx(path, X, verify=False)
+    graph = onnx.load(str(path)).graph
+    assert [d.dim_param for i in graph.input for d in i.type.tensor_type.shape.dim if d.dim_param] == ["batch"] * 2
+    assert not [v.name for v in graph.value_info for d in v.type.tensor_type.shape.dim if not d.HasField("dim_value")]
+
+
 def test_a_session_computes_them_once(tmp_path):
     """What onnxruntime runs has no operator on weights alone left."""
     torch.manual_seed(0)

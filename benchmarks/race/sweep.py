@@ -66,12 +66,12 @@ def task(name: str, send: Send, runtimes: tuple[str, ...], rounds: int) -> None:
     """One model: a line for each batch, sent as it is finished."""
     import omenn_fx
 
-    model, args, kwargs = _example(name)
+    model, args, kwargs = example(name)
     explainer = omenn_fx.transform(model, args, example_kwargs=kwargs)
     with tempfile.TemporaryDirectory() as folder:
-        files = _written(explainer, (model, args, kwargs), Path(folder)) if set(runtimes) & {*RUNTIMES[:2]} else None
+        files = written(explainer, (model, args, kwargs), Path(folder)) if set(runtimes) & {*RUNTIMES[:2]} else None
         for batch in BATCHES:
-            rows = _rows_of(args, kwargs, batch)
+            rows = rows_of(args, kwargs, batch)
             calls: Calls = {}
             for runtime in runtimes:
                 try:
@@ -82,7 +82,7 @@ def task(name: str, send: Send, runtimes: tuple[str, ...], rounds: int) -> None:
             for runtime in {name.rpartition(" ")[0] for name in calls}:
                 send(f"{runtime}, batch {batch}", _line(taken, runtime))
         if files and "onnxruntime" in runtimes:
-            send("operators", _excess(files, _rows_of(args, kwargs, 1)))
+            send("operators", _excess(files, rows_of(args, kwargs, 1)))
 
 
 def _line(taken: dict[str, dict[str, float]], runtime: str) -> Line:
@@ -95,7 +95,7 @@ def _line(taken: dict[str, dict[str, float]], runtime: str) -> Line:
 # Models --------------------------------------------------------------------------------------------------------------
 
 
-def _example(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def example(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     if name in TRAINED:
         import trained
 
@@ -114,13 +114,13 @@ def _rows(leaf: Any, batch: int) -> Any:
     return leaf[torch.arange(batch) % len(leaf)].contiguous()
 
 
-def _rows_of(args: Any, kwargs: Any, batch: int) -> Any:
+def rows_of(args: Any, kwargs: Any, batch: int) -> Any:
     return pytree.tree_map(lambda leaf: _rows(leaf, batch), (args, kwargs))
 
 
-def _written(explainer: Any, example: Any, folder: Path) -> dict[str, Path]:
+def written(explainer: Any, of: Any, folder: Path) -> dict[str, Path]:
     """The explainer's file as users write it, and the model alone by torch.onnx, both with a free batch."""
-    model, args, kwargs = example
+    model, args, kwargs = of
     files = {part: folder / f"{part}.onnx" for part in ("explainer", "forward")}
     explainer.to_onnx(files["explainer"], *args, verify=False, **kwargs)
     free = pytree.tree_map(
@@ -165,7 +165,7 @@ def _session(path: Path, profile: Path | None = None) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _feeds(names: list[str], rows: Any) -> dict[str, Any]:
+def feeds_of(names: list[str], rows: Any) -> dict[str, Any]:
     """The tensors in the order of the inputs; a target behind them."""
     values = [leaf for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor)]
     batch = next(len(v) for v in values if v.ndim)
@@ -177,7 +177,7 @@ def _in_onnxruntime(model: Any, explainer: Any, files: dict[str, Path], rows: An
     calls: Calls = {}
     for part, path in files.items():
         session = _session(path)
-        feeds = _feeds([i.name for i in session.get_inputs()], rows)
+        feeds = feeds_of([i.name for i in session.get_inputs()], rows)
         calls[f"onnxruntime {part}"] = lambda session=session, feeds=feeds: session.run(None, feeds)
     return calls
 
@@ -189,7 +189,7 @@ def _in_openvino(model: Any, explainer: Any, files: dict[str, Path], rows: Any) 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     for part, path in files.items():
         compiled = core.compile_model(str(path), "CPU", settings)
-        feeds = _feeds([next(iter(i.names)) for i in compiled.inputs], rows)
+        feeds = feeds_of([next(iter(i.names)) for i in compiled.inputs], rows)
         request = compiled.create_infer_request()
         calls[f"openvino {part}"] = lambda request=request, feeds=feeds: request.infer(feeds)
     return calls
@@ -216,7 +216,7 @@ def _excess(files: dict[str, Path], rows: Any) -> list[list[Any]]:
 def _by_operator(path: Path, rows: Any) -> Counter[str]:
     """Microseconds of one run by operator, as onnxruntime's profiler has them."""
     session = _session(path, path.with_suffix(""))
-    feeds = _feeds([i.name for i in session.get_inputs()], rows)
+    feeds = feeds_of([i.name for i in session.get_inputs()], rows)
     for _ in range(PROFILED):
         session.run(None, feeds)
     found: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from onnxscript.rewriter import MatchResult, RewritePass, RewriteRuleClassBase
 from onnxscript.rewriter.rules import common as rules
 
 from omenn_fx.export.passes.portable import portable
-from omenn_fx.export.passes.weights_once import weights_once
+from omenn_fx.export.passes.weights_once import one_orientation, weights_once
 
 # Added to slope x, which is 0 or larger than 1 for all that a mask is made of: it changes no value. But OpenVINO reads
 # beta = 0 as an attribute that is absent, whose default is 0.5, and all its masks were wrong.
@@ -105,6 +105,7 @@ def simplify(model: Any) -> None:
         passes.LiftSubgraphInitializersToMainGraphPass(),
     )(model)
     weights_once(model)
+    one_orientation(model)
     ir.passes.Sequential(
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),

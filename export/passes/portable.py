@@ -25,6 +25,16 @@ def portable(model: Any) -> None:
             _crop_first(node)
 
 
+def without_free_shapes(model: Any) -> None:
+    """Take out the shapes of values inside that depend on a free size: tract takes the symbol for another number than
+    the input's, and every runtime infers them anyway."""
+    ends = {*model.graph.inputs, *model.graph.outputs}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value not in ends and value.shape is not None and not value.shape.is_static():
+                value.shape = None
+
+
 def _narrow(node: Any) -> None:
     """A Concat of many as a tree of Concats of few."""
     parts = list(node.inputs)

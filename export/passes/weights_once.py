@@ -126,7 +126,7 @@ def _made(tape: _Tape, source: Any, move: Move, value: Any) -> Any:
     starts, ends, axes, steps = move.taps.bounds()
     if axes:
         made = tape.op("Slice", made, *map(tape.constant, (starts, ends, axes, steps)))
-    if move.groups == 1:
+    if move.groups == 1 and not is_square(source):
         made = tape.op("Transpose", made, perm=[1, 0, *kernel])
     else:
         wanted = [int(n) for n in value.shape.numpy()]
@@ -136,6 +136,28 @@ def _made(tape: _Tape, source: Any, move: Move, value: Any) -> Any:
         made = tape.op("Reshape", made, tape.constant(wanted))
     made.shape, made.dtype = value.shape, value.dtype
     return made
+
+
+def one_orientation(model: Any) -> None:
+    """A Gemm that reads a square matrix transposed, where others read it as it is, gets one that is turned before.
+
+    OpenVINO 2026.4 takes one orientation for both, in silence; that of a matrix with a third dimension it keeps apart.
+    """
+    made: dict[Any, Any] = {}
+    for node in list(model.graph.all_nodes()):
+        turned = node.op_type == "Gemm" and node.attributes.get("transB") and node.attributes["transB"].as_int()
+        weight = node.inputs[1] if turned else None
+        if weight is None or not weight.is_initializer() or not is_square(weight) or len(list(weight.uses())) == 1:
+            continue
+        if weight not in made:
+            made[weight] = _made(_Tape(model.graph, f"{weight.name}_turned"), weight, Move(Taps(()), 1), weight)
+        node.replace_input_with(1, made[weight])
+        node.attributes["transB"] = ir.AttrInt64("transB", 0)
+
+
+def is_square(weight: Any) -> bool:
+    """A matrix of which no shape tells whether it was transposed."""
+    return len(weight.shape) == 2 and weight.shape[0] == weight.shape[1]
 
 
 class _Tape:
