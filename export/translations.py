@@ -68,7 +68,35 @@ def adaptive_average(input: Any, output_size: Sequence[int]) -> Any:
     return input
 
 
+def copied(self: Any, src: Any, non_blocking: bool = False) -> Any:
+    """copy, whose source is broadcast to what it is written over: torch.onnx leaves that out."""
+    value = op.CastLike(src, self)
+    alike = None not in (src.shape, self.shape) and src.shape == self.shape
+    return value if alike else op.Expand(value, op.Shape(self))
+
+
+def scattered(self: Any, dim: int, index: Any, src: Any) -> Any:
+    """scatter, of whose source torch reads as much as there are indices, and ONNX takes no more."""
+    return op.ScatterElements(self, index, _as_many(src, index), axis=dim)
+
+
+def scatter_added(self: Any, dim: int, index: Any, src: Any) -> Any:
+    """scatter_add, likewise."""
+    return op.ScatterElements(self, index, _as_many(src, index), axis=dim, reduction="add")
+
+
+def _as_many(src: Any, index: Any) -> Any:
+    """The first values of a source, as many as there are indices along each dimension."""
+    if None not in (src.shape, index.shape) and src.shape == index.shape:
+        return src
+    axes = list(range(len(src.shape)))
+    return op.Slice(src, [0] * len(axes), op.Shape(index), axes)
+
+
 _BY_NAME: dict[str, Callable[..., Any]] = {
+    "aten.copy": copied,
+    "aten.scatter.src": scattered,
+    "aten.scatter_add": scatter_added,
     "aten.native_layer_norm": layer_norm,
     "aten._cdist_forward": distances,
     "aten._adaptive_avg_pool3d": adaptive_average,
@@ -80,10 +108,10 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operator -> its translation, of the operators that are there: a library registers its own when it is imported."""
     found = {}
     for name, translation in _BY_NAME.items():
-        library, operator = name.split(".")
+        library, operator, *overload = name.split(".")
         packet = getattr(getattr(torch.ops, library), operator, None)
         if packet is not None:
-            found[packet.default] = translation
+            found[getattr(packet, *overload or ("default",))] = translation
     return found
 
 

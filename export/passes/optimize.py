@@ -160,6 +160,27 @@ def sums_over_channels(editor: Editor) -> None:
             editor.replace(node, editor.call(aten.squeeze.dim, editor.call(CONV[n], g, row), 1))
 
 
+def masked_writes(editor: Editor) -> None:
+    """A number written where a mask is true is a choice: ONNX has no write by a mask behind other dimensions."""
+    for node in editor.nodes(aten.index_put.default):
+        x, indices, value, *accumulate = node.args
+        masks = [i for i in indices if i is not None]
+        if (
+            len(masks) != 1
+            or masks[0].meta["val"].dtype != torch.bool
+            or math.prod(shape(value)) != 1
+            or any(accumulate)
+        ):
+            continue
+        (mask,) = masks
+        behind = len(shape(x)) - len(indices) - len(shape(mask)) + 1
+        with editor.before(node):
+            for _ in range(behind):
+                mask = editor.call(aten.unsqueeze.default, mask, -1)
+            number = editor.call(aten.reshape.default, value, [])
+            editor.replace(node, editor.call(aten.where.self, mask, number, x))
+
+
 def same_views(editor: Editor) -> None:
     """A dimension of 1 that is taken away and put back, or put in and taken away."""
     for node in editor.nodes(aten.unsqueeze.default, aten.squeeze.dim):
@@ -254,6 +275,7 @@ PASSES: tuple[Pass, ...] = (
     pointwise_adjoints,
     forward_convolutions,
     sums_over_channels,
+    masked_writes,
     same_views,
     skip_zeros,
     merge_equal_nodes,

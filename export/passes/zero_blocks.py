@@ -67,7 +67,7 @@ def _padded(node: Any) -> Block | None:
     if rest and (rest[0] not in ("constant", 0, 0.0) or any(rest[1:])):
         return None
     wide = [d for d in range(len(pads) // 2) if pads[2 * d] or pads[2 * d + 1]]
-    if len(wide) != 1 or min(pads) < 0:
+    if len(wide) != 1 or not all(isinstance(n, int) and n >= 0 for n in pads):  # a pad may depend on a free size
         return None
     dim = len(shape(node)) - 1 - wide[0]
     size = shape(x)[dim]

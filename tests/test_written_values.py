@@ -1,0 +1,57 @@
+"""What a model writes into a tensor, in an ONNX file: broadcast, by masks, by indices that are fewer than the values."""
+
+import pytest
+import torch
+from torch import nn
+
+import omenn_fx
+
+X = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(0))
+ROW, CHOSEN, MASK = torch.arange(6) / 4, torch.tensor([0, 2]), torch.arange(8) < 3
+
+
+class Writing(nn.Module):
+    def __init__(self, write):
+        super().__init__()
+        self.write, self.head = write, nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = torch.relu(x) * 1.5
+        return self.head(self.write(y).mean((1, 2)))
+
+
+def put(*where):
+    """y[where] = value(y)"""
+
+    def with_value(value):
+        def write(y):
+            y[where] = value(y) if callable(value) else value
+            return y
+
+        return write
+
+    return with_value
+
+
+ALL = slice(None)
+WRITES = {
+    "a number into a slice": put(ALL, 0)(0.25),
+    "a row into a slice": put(ALL, slice(0, 2))(ROW),
+    "integers into a slice": put(ALL, 0)(torch.arange(6)),
+    "its own first channel into others": put(ALL, slice(1, 3))(lambda y: y[:, :1].clone()),
+    "a row by indices": put(ALL, CHOSEN)(ROW),
+    "a number by a mask": put(ALL, ALL, MASK)(0.5),
+    "a number by a mask of two dimensions": put(ALL, ALL, MASK[:, None] & (ROW < 1))(0.5),
+    "a number by a mask in front": put(ALL, MASK[:4])(0.5),
+    "by fewer indices than values": lambda y: y.scatter(2, torch.ones(3, 2, 1, 3, dtype=torch.long), y[:, :2, :1, :3]),
+    "added by fewer indices": lambda y: y.scatter_add(2, torch.ones(3, 2, 1, 3, dtype=torch.long), y),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_file_writes_as_torch_does(name, tmp_path):
+    torch.manual_seed(0)
+    explainer = omenn_fx.transform(Writing(WRITES[name]).eval(), X)
+    proof = explainer.to_onnx(tmp_path / "w.onnx", X).proof
+    assert proof.parity < 1e-5
+    assert proof.completeness < 1e-5
