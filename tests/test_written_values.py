@@ -1,4 +1,4 @@
-"""What a model writes into a tensor, in an ONNX file: broadcast, by masks, by indices that are fewer than the values."""
+"""What a model writes into a tensor, in an ONNX file: broadcast, by a mask, by fewer indices than there are values."""
 
 import pytest
 import torch
