@@ -47,7 +47,7 @@ from omenn_fx.export.verify import in_double
 RESULTS = Path(__file__).resolve().parent / "results"
 COUNT, SECONDS = 40, 12  # models, and processor seconds of their lines in the coverage at most
 LIMIT, SUM = 1e-4, 1e-5  # of C and of its sum, relative to S
-INPUTS, NOISE = 3, 0.05  # each the model's own, with so much noise: flat parts of an image make windows with two winners
+INPUTS, NOISE = 3, 0.05  # with noise: flat parts of an image make windows with two winners
 PATIENCE = 120  # seconds of one runtime
 TIMEOUT, MEMORY = 900, 10  # seconds and GiB of a model
 Line = dict[str, Any]

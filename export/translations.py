@@ -15,6 +15,7 @@ from omenn_fx.capture.decompositions import lstm_by_steps
 
 op: Any = opset18  # its own types do not compose
 INT64, BOOL = 7, 9  # onnx.TensorProto
+_END = 2**63 - 1
 
 
 def layer_norm(
@@ -85,6 +86,54 @@ def scatter_added(self: Any, dim: int, index: Any, src: Any) -> Any:
     return op.ScatterElements(self, index, _as_many(src, index), axis=dim, reduction="add")
 
 
+def sorted_stably(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """sort.stable: TopK of all, in which of two equal values the first stays the first."""
+    count = op.Shape(self, start=dim, end=dim + 1 if dim != -1 else None)
+    values, indices = op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
+    return values, indices
+
+
+def kth_smallest(self: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
+    """kthvalue: the last of the k smallest."""
+    return _last_smallest(self, op.Constant(value_ints=[k]), dim, keepdim)
+
+
+def median(self: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+    """median along a dimension: of an even number of values the lower one of the middle."""
+    count = op.Shape(self, start=dim, end=dim + 1 if dim != -1 else None)
+    half = op.Div(op.Add(count, op.Constant(value_ints=[1])), op.Constant(value_ints=[2]))
+    return _last_smallest(self, half, dim, keepdim)
+
+
+def _last_smallest(self: Any, count: Any, dim: int, keepdim: bool) -> tuple[Any, Any]:
+    found = op.TopK(self, count, axis=dim, largest=0, sorted=1)
+    last = [op.Slice(value, [-1], [_END], [dim]) for value in found]
+    value, index = last if keepdim else (op.Squeeze(one, [dim]) for one in last)
+    return value, index
+
+
+def adaptive_largest(input: Any, output_size: Sequence[int]) -> tuple[Any, Any]:
+    """adaptive_max_pool2d with windows of one size, which is a pool; positions are counted in each image."""
+    sizes = list(input.shape)[-2:]
+    if not all(isinstance(n, int) and n % out == 0 for n, out in zip(sizes, output_size, strict=True)):
+        raise ValueError(
+            f"an adaptive maximum to {tuple(output_size)} of an image of {tuple(map(str, sizes))} has windows of "
+            "several sizes: choose a size that is a multiple"
+        )
+    window = [n // out for n, out in zip(sizes, output_size, strict=True)]
+    values, indices = op.MaxPool(input, kernel_shape=window, strides=window)
+    return values, op.Mod(indices, op.Constant(value_ints=[math.prod(sizes)]))
+
+
+def randomised_relu(
+    self: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> tuple[Any, Any]:
+    """rrelu where nothing is drawn: a leaky ReLU with the mean slope."""
+    if training:
+        raise ValueError("rrelu in training draws a slope for each value")
+    return op.LeakyRelu(self, alpha=(lower + upper) / 2), noise
+
+
 def _as_many(src: Any, index: Any) -> Any:
     """The first values of a source, as many as there are indices along each dimension."""
     if None not in (src.shape, index.shape) and src.shape == index.shape:
@@ -97,6 +146,11 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "aten.copy": copied,
     "aten.scatter.src": scattered,
     "aten.scatter_add": scatter_added,
+    "aten.sort.stable": sorted_stably,
+    "aten.kthvalue": kth_smallest,
+    "aten.median.dim": median,
+    "aten.adaptive_max_pool2d": adaptive_largest,
+    "aten.rrelu_with_noise_functional": randomised_relu,
     "aten.native_layer_norm": layer_norm,
     "aten._cdist_forward": distances,
     "aten._adaptive_avg_pool3d": adaptive_average,

@@ -53,6 +53,7 @@ def transform(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     explain: Explain = None,
+    at: str | None = None,
     output: Output = None,
     rules: str | RuleSet = "omenn",
     bias: str = "carrier",
@@ -70,6 +71,7 @@ def transform(
         explain: which inputs carry content, by name or position (one or several), or the names of floating-point nodes
             inside of the model. Default: every floating-point input; where all inputs are integers, what the ids look
             up, computed ids too (embeddings, and bags of them token by token), else the numbers that forward reads.
+        at: a module's path or a node's name, whose value is explained, not the inputs'; what goes around it is a bias.
         output: which tensor of a tuple, dict or ModelOutput is explained: name, position, or a callable that picks it;
             or the name of a node inside of the model (`nodes` lists them: the logits below a softmax). Default: the
             logits (the only tensor, the one named so, else the first floating-point one).
@@ -84,15 +86,12 @@ def transform(
         trusted: load a `.pt2` file that could run code (SECURITY.md), as you would start a program; else a FileError.
 
     Raises:
-        ModeError: the model is in train mode.
-        CaptureError: torch.export cannot capture it; names the line.
+        ModeError, CaptureError: the model is in train mode; torch.export cannot capture it, by the line.
         UnsupportedOpError: operators on the way have no rule; lists all of them.
-        NoContentError, OutputError, InputError: nothing to explain, and why.
-        MixedBatchError: the samples of a batch reach each other.
+        NoContentError, OutputError, InputError: nothing to explain. MixedBatchError: samples meet.
     """
-    request = Request.of(
-        rules, explain=explain, output=output, bias=bias, roles=roles, dynamic_batch=dynamic_batch, batched=batched
-    )
+    request = Request.of(rules, roles, explain=explain, at=at, output=output, bias=bias, batched=batched)
+    request = replace(request, dynamic_batch=dynamic_batch)
     explainer = Explainer(load_source(model, trusted), request)
     if example_inputs is not None or example_kwargs:
         explainer.prepare(*positional(example_inputs), **(example_kwargs or {}))

@@ -185,6 +185,23 @@ def volumes():
     return nn.Sequential(nn.Conv3d(2, 4, 2), nn.ReLU(), nn.AdaptiveAvgPool3d((2, 3, 1)), nn.Flatten(), nn.Linear(24, 3))
 
 
+class Ranks(nn.Module):
+    """Values by their place in an order."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read, self.head = read, nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.read(torch.relu(x) + x / 4))
+
+
+def largest(size):
+    """The largest value of each window, which torch calls adaptive."""
+    features = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.AdaptiveMaxPool2d(size), nn.Flatten())
+    return nn.Sequential(features, nn.Linear(4 if size == 1 else 24, 3))
+
+
 def experts():
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -198,8 +215,18 @@ def experts():
     lambda: (Distances(3.0), torch.randn(3, 4)),
     lambda: (Projected(), torch.randn(3, 5, 4)),
     lambda: (volumes(), torch.randn(3, 2, 5, 6, 4)),
+    lambda: (Ranks(lambda y: torch.sort(y, dim=1, stable=True)[0][:, 2]), torch.randn(3, 5, 6)),
+    lambda: (Ranks(lambda y: torch.sort(y, stable=True, descending=True)[0].mean(1)), torch.randn(3, 5, 6)),
+    lambda: (Ranks(lambda y: y.median(1)[0]), torch.randn(3, 4, 6)),
+    lambda: (Ranks(lambda y: y.median(-2, keepdim=True)[0].squeeze(1)), torch.randn(3, 5, 6)),
+    lambda: (Ranks(lambda y: y.kthvalue(2, 1)[0]), torch.randn(3, 5, 6)),
+    lambda: (largest(1), torch.randn(3, 2, 6, 4)),
+    lambda: (largest((3, 2)), torch.randn(3, 2, 6, 4)),
+    lambda: (nn.Sequential(nn.Linear(6, 5), nn.RReLU(), nn.Linear(5, 2)), torch.randn(3, 6)),
     experts,
-], ids=["distances, p = 2", "p = 1", "p = 3", "projected LSTM", "adaptive pool of volumes", "experts"])  # fmt: skip
+], ids=["distances, p = 2", "p = 1", "p = 3", "projected LSTM", "adaptive pool of volumes",
+        "sort", "sort downwards", "median", "median of an odd number", "kthvalue", "largest", "largest of each window",
+        "rrelu", "experts"])  # fmt: skip
 def test_what_torch_does_not_translate(make, tmp_path):
     torch.manual_seed(0)
     model, x = make()

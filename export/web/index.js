@@ -34,6 +34,9 @@ function readNotes(metadata) {
   if (explained.length !== 1 || entry("batched") === "no") {
     throw new Error(`explained inputs: ${explained.join(", ")}; read here are files with one, and a batch`);
   }
+  if (!parsed("inputs", explained).includes(explained[0])) {
+    throw new Error(`the file explains ${explained[0]}, which is no input of the model: read here are maps of an input`);
+  }
   const kind = entry("target");
   const classes = parsed("classes", []);
   return {

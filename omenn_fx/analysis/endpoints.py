@@ -13,7 +13,7 @@ from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.analysis.lookups import Lookup, by_sample, carries, lookups
 from omenn_fx.capture.captured import Captured
 from omenn_fx.capture.integers import as_numbers
-from omenn_fx.capture.nodes import value_of
+from omenn_fx.capture.nodes import modules_of, value_of
 from omenn_fx.capture.sizes import hint, known
 from omenn_fx.errors import InputError, MixedBatchError, NoContentError, OutputError
 
@@ -52,6 +52,30 @@ def select_sources(captured: Captured, rules: RuleSet, explain: Explain) -> dict
             "integers as numbers (by .float() or a division, say): convert them first, x.float(), and explain that"
         )
     return sources
+
+
+def select_inside(captured: Captured, at: str) -> dict[str, fx.Node]:
+    """The node behind a module's path, or of a name: its value is explained in place of the inputs'.
+
+    Raises InputError: there is no such module, or it makes none or several values that are read outside of it.
+    """
+    named = next((n for n in captured.graph.nodes if n.name == at), None)
+    inside = {n for n in captured.graph.nodes if n.op == "call_function" and at in modules_of(n)}
+    ends = captured.outputs
+    leaving = [n for n in inside if _floats(n) and (n in ends or any(user not in inside for user in n.users))]
+    found = leaving if inside else [named] if named is not None and _floats(named) else []
+    if len(found) == 1:
+        return {at: found[0]}
+    if found:
+        order = [n.name for n in captured.graph.nodes if n in leaving]
+        raise InputError(
+            f"at={at!r}: {len(order)} values of this module are read outside of it: {', '.join(order)}. Name one"
+        )
+    paths = dict.fromkeys(path for n in captured.graph.nodes for path in modules_of(n) if path.count(".") < 2)
+    raise InputError(
+        f"at={at!r} is no module of the captured model that makes floating-point values, nor the name of such a node "
+        f"(explainer.nodes lists them). Modules: {', '.join(paths) or 'none'}"
+    )
 
 
 def _named(captured: Captured, rules: RuleSet, chosen: list[fx.Node], counted: bool) -> dict[str, fx.Node]:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from omenn_fx.algebra.bias_policy import POLICIES, Policy
 from omenn_fx.algebra.ruleset import RuleSet, rule_set
 from omenn_fx.analysis.batch_dim import Layouts, layouts
-from omenn_fx.analysis.endpoints import Explain, Output, select_output, select_sources
+from omenn_fx.analysis.endpoints import Explain, Output, select_inside, select_output, select_sources
 from omenn_fx.analysis.layers import treatments
 from omenn_fx.analysis.reference import with_reference
 from omenn_fx.analysis.roles import Tagged, tag
@@ -39,11 +39,12 @@ class Request:
     """What the user asked for, as in `transform`, and the one list of its defaults.
 
     Raises:
-        ValueError: there is no such bias policy.
+        ValueError: there is no such bias policy, or `explain` and `at` are both given.
     """
 
     rules: RuleSet
     explain: Explain = None
+    at: str | None = None
     output: Output = None
     roles: Mapping[str, str] | None = None
     dynamic_batch: bool = True
@@ -52,6 +53,8 @@ class Request:
     bias: str = "carrier"
 
     def __post_init__(self) -> None:
+        if self.at is not None and self.explain is not None:
+            raise ValueError("explain= says which inputs are explained, at= which value inside of the model: give one")
         if self.bias not in POLICIES:
             raise ValueError(f"bias='{self.bias}': a bias policy is one of {', '.join(POLICIES)}")
 
@@ -159,7 +162,10 @@ def _capture(
 
 
 def _tag(captured: Captured, request: Request) -> Tagged:
-    sources = select_sources(captured, request.rules, request.explain)
+    if request.at is not None:
+        sources = select_inside(captured, request.at)
+    else:
+        sources = select_sources(captured, request.rules, request.explain)
     output = select_output(captured, request.output)
     return tag(captured, request.rules, sources, output, request.roles)
 

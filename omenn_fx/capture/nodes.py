@@ -38,10 +38,18 @@ def is_users(file: str) -> bool:
 
 def place_of(node: fx.Node) -> Place:
     """The operator, node name, module path and the user's own source line of a node."""
-    stack = node.meta.get("nn_module_stack") or {}
-    module = str(list(stack.values())[-1][0]) if stack else ""
-    module = re.sub(r"^L__self___?|^L\['self'\]\.?", "", module)
+    module = next(reversed(modules_of(node)), "")
     return Place(node.name, _name(node.target), module, *_innermost(node.meta.get("stack_trace") or ""))
+
+
+_NOWHERE = "_empty_nn_module_stack_from_metadata_hook"  # what torch writes for code that no module calls
+
+
+def modules_of(node: fx.Node) -> list[str]:
+    """The paths of the modules whose forward called a node, the outermost first; the model itself has none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = (re.sub(r"^L__self___?|^L\['self'\]\.?", "", str(path)) for path, _ in stack.values())
+    return [path for path in paths if path and path != _NOWHERE]
 
 
 def _name(target: Any) -> str:

@@ -37,6 +37,7 @@ def check(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     explain: Explain = None,
+    at: str | None = None,
     output: Output = None,
     rules: str | RuleSet = "omenn",
     roles: Mapping[str, str] | None = None,
@@ -53,7 +54,7 @@ def check(
         model: as of `transform`.
         example_inputs, example_kwargs: inputs of the right shapes. Without them: those of an exported program, or what
             a model of transformers or timm says of itself.
-        explain, output, rules, roles, dynamic_batch, batched, trusted: as of `transform`.
+        explain, at, output, rules, roles, dynamic_batch, batched, trusted: as of `transform`.
 
     Returns:
         A report; what `transform` would raise is in its problems, never raised here.
@@ -63,7 +64,7 @@ def check(
         FileError: as of `transform`.
     """
     request = Request.of(
-        rules, explain=explain, output=output, roles=roles, dynamic_batch=dynamic_batch, batched=batched
+        rules, explain=explain, at=at, output=output, roles=roles, dynamic_batch=dynamic_batch, batched=batched
     )
     try:
         source = load_source(model, trusted)
