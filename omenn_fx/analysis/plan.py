@@ -27,6 +27,7 @@ from omenn_fx.capture.embedding_bags import take_bags_apart
 from omenn_fx.capture.exclusive import exclusive
 from omenn_fx.capture.fold_norms import fold_batch_norms
 from omenn_fx.capture.inputs import check_autocast, check_leaves, check_signature
+from omenn_fx.capture.one_image import take_as_batches
 from omenn_fx.capture.sizes import batch_size
 from omenn_fx.capture.torch_export import require_eval
 from omenn_fx.errors import CaptureError, InputError, MixedBatchError, OmennError, OutputError
@@ -157,7 +158,7 @@ def _capture(
         if problem is None:
             raise
         raise InputError(f"{problem}\n  {error.reason}") from error
-    captured = take_bags_apart(captured, request.rules)
+    captured = take_as_batches(take_bags_apart(captured, request.rules), request.rules)
     return fold_batch_norms(captured) if request.rules.folds_norms else captured
 
 
