@@ -61,3 +61,36 @@ def test_zeros_say_that_they_are_zeros():
     model = of(zeros, helper.make_node("Add", ["x", "zeros"], ["y"]), constants={"shape": np.array([5, 6])})
     after, _ = rewritten(model)
     assert [a.name for n in after.graph.node for a in n.attribute] == ["value"]
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+@pytest.mark.parametrize(
+    ("size", "pads", "dilations"), [(3, [1, 1, 1, 1], [1, 1]), (3, [1, 2, 1, 0], [2, 1]), (4, [1] * 4, [1, 1])]
+)
+def test_a_kernel_of_the_size_of_its_image_gets_a_ring_of_zeros(op, size, pads, dilations):
+    """OpenVINO multiplies a kernel with the map that the image was multiplied with, where their sizes are the same."""
+    rng = np.random.default_rng(0)
+    x, by, kernel = (
+        rng.uniform(1, 2, shape).astype(np.float32) for shape in ((2, 2, size, size), (1, 1, size, size), (3, 2, 3, 3))
+    )
+    names = {"by": by, "kernel": kernel}
+    nodes = [
+        helper.make_node(op, ["x", "by"], ["scaled"]),
+        helper.make_node("Conv", ["scaled", "kernel"], ["y"], pads=pads, dilations=dilations, kernel_shape=[3, 3]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in names.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    after = ir.from_proto(model)
+    portable(after)
+    after = ir.to_proto(after)
+    got, want = (onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (after, model))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    (shape,) = (
+        [a.ints for a in n.attribute if a.name == "kernel_shape"] for n in after.graph.node if n.op_type == "Conv"
+    )
+    assert list(shape[0]) == ([5, 5] if size == 3 else [3, 3])

@@ -101,7 +101,7 @@ def test_what_runs_is_the_explanation():
     want = race.subject.explainer(race.x, target=race.target).C
     got = {name: CONTESTANTS[name].make(race).run() for name in ("torch explainer", "captum InputXGradient")}
     torch.testing.assert_close(got["torch explainer"], want)
-    logits, C = CONTESTANTS["onnxruntime explainer"].make(race).run()
+    logits, C, _ = CONTESTANTS["onnxruntime explainer"].make(race).run()
     torch.testing.assert_close(torch.from_numpy(C), want, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(torch.from_numpy(logits).argmax(1), race.target)
     assert got["captum InputXGradient"].shape == want.shape

@@ -12,7 +12,8 @@ _END = np.iinfo(np.int64).max
 
 
 def portable(model: Any) -> None:
-    """Rewrite an onnx_ir.Model in place: ConstantOfShape with its value, no wide Concat, a Slice where a Pad crops.
+    """Rewrite an onnx_ir.Model in place: ConstantOfShape with its value, no wide Concat, a Slice where a Pad crops, no
+    kernel of the size of a map that its image was multiplied with.
 
     A negative Pad stays where sizes are unknown, or in another mode than constant.
     """
@@ -23,6 +24,8 @@ def portable(model: Any) -> None:
             _narrow(node)
         elif node.op_type == "Pad":
             _crop_first(node)
+        elif node.op_type == "Conv":
+            _larger_kernel(node)
 
 
 def without_free_shapes(model: Any) -> None:
@@ -67,6 +70,31 @@ def _crop_first(node: Any) -> None:
     inside = _before(node, "Slice", [x, *bounds], {})
     rest = [inside, _constant(node, np.maximum(sizes, 0)), *node.inputs[2:]]
     _replace(node, "Pad", rest, dict(node.attributes))
+
+
+def _larger_kernel(node: Any) -> None:
+    """A ring of zeros around a kernel of the same size as the constant map that the image is multiplied with: OpenVINO
+    2026.4 multiplies the kernel with such a map instead, in silence."""
+    made = node.inputs[0].producer()
+    weight = ir.convenience.get_const_tensor(node.inputs[1])
+    if made is None or made.op_type not in ("Mul", "Div") or weight is None:
+        return
+    kernel = tuple(weight.shape[2:])
+    maps = [ir.convenience.get_const_tensor(value) for value in made.inputs]
+    if max(kernel) == 1 or not any(m is not None and tuple(m.shape[-len(kernel) :]) == kernel for m in maps):
+        return
+    pads = node.attributes.get("pads")
+    dilations = node.attributes.get("dilations")
+    auto = node.attributes.get("auto_pad")
+    if auto is not None and auto.as_string() != "NOTSET":
+        return
+    n = len(kernel)
+    before = list(pads.as_ints()) if pads is not None else [0] * (2 * n)
+    steps = list(dilations.as_ints()) if dilations is not None else [1] * n
+    wider = np.pad(weight.numpy(), [(0, 0), (0, 0), *[(1, 1)] * n])
+    node.replace_input_with(1, _before(node, "Constant", [], {"value": ir.AttrTensor("value", ir.tensor(wider))}))
+    node.attributes["pads"] = ir.AttrInt64s("pads", [p + s for p, s in zip(before, steps * 2, strict=True)])
+    node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", wider.shape[2:])
 
 
 def _constant(node: Any, value: np.ndarray) -> Any:
