@@ -7,11 +7,11 @@
 Forty models, drawn from the census by a seed, and the trained ones. Each file is written as users write it, and run in
 onnxruntime (as it is, and with nothing optimised), onnxruntime-web's wasm in Node, OpenVINO, tract and the reference
 evaluator of onnx: pip install openvino tract for those. C is compared with the explainer's in torch, relative to S. It
-is the same where it is within 1e-4 of S, or ten times what float32 costs the explainer itself at worst; "wrong" where it
-is not, and "silent" where the file's own output `completeness` does not tell. Each model is explained at three inputs,
-whose median counts: a unit that rounding puts on the other side of its kink makes another map, which is right too, of one
-input and not of the next. The result file is written after every model, and the same command goes on where it was
-stopped.
+is the same where it is within 1e-4 of S, or ten times what float32 costs the explainer itself at worst; "wrong" where
+it is not, and "silent" where the file's own output `completeness` does not tell. Each model is explained at three
+inputs, whose median counts: a unit that rounding puts on the other side of its kink makes another map, which is right
+too, of one input and not of the next. The result file is written after every model, and the same command goes on where
+it was stopped.
 """
 
 from __future__ import annotations

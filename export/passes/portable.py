@@ -79,9 +79,9 @@ def _larger_kernel(node: Any) -> None:
     weight = ir.convenience.get_const_tensor(node.inputs[1])
     if made is None or made.op_type not in ("Mul", "Div") or weight is None:
         return
-    kernel = tuple(weight.shape[2:])
+    kernel = tuple(weight.numpy().shape[2:])
     maps = [ir.convenience.get_const_tensor(value) for value in made.inputs]
-    if max(kernel) == 1 or not any(m is not None and tuple(m.shape[-len(kernel) :]) == kernel for m in maps):
+    if max(kernel) == 1 or not any(m is not None and m.numpy().shape[-len(kernel) :] == kernel for m in maps):
         return
     pads = node.attributes.get("pads")
     dilations = node.attributes.get("dilations")
