@@ -37,8 +37,16 @@ def weights(path):
     return sum(onnx.numpy_helper.to_array(i).nbytes for i in onnx.load(str(path)).graph.initializer)
 
 
-@pytest.mark.parametrize("make", [conv_net, transformer])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """That of the convolutional network."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("once") / "m.onnx"
+    omenn_fx.transform(conv_net().eval(), X).to_onnx(path, X, verify=False)
+    return path
+
+
+@pytest.mark.parametrize(("make", "dtype"), [(conv_net, "float16"), (transformer, "float32")])
 def test_a_file_is_no_larger_than_its_model(make, dtype, tmp_path):
     torch.manual_seed(0)
     model = make().eval()
@@ -148,24 +156,19 @@ def test_a_square_matrix_is_read_one_way(tmp_path):
         assert not (turned and square & set(node.input)), node
 
 
-def test_shapes_that_depend_on_the_batch_are_left_to_the_runtime(tmp_path):
+def test_shapes_that_depend_on_the_batch_are_left_to_the_runtime(file):
     """tract takes the symbol in them for another number than the input's first size."""
-    path = tmp_path / "m.onnx"
-    omenn_fx.transform(conv_net().eval(), X).to_onnx(path, X, verify=False)
-    graph = onnx.load(str(path)).graph
+    graph = onnx.load(str(file)).graph
     assert [d.dim_param for i in graph.input for d in i.type.tensor_type.shape.dim if d.dim_param] == ["batch"] * 2
     assert not [v.name for v in graph.value_info for d in v.type.tensor_type.shape.dim if not d.HasField("dim_value")]
 
 
-def test_a_session_computes_them_once(tmp_path):
+def test_a_session_computes_them_once(file, tmp_path):
     """What onnxruntime runs has no operator on weights alone left."""
-    torch.manual_seed(0)
-    path = tmp_path / "m.onnx"
-    omenn_fx.transform(conv_net().eval(), X).to_onnx(path, X, verify=False)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "run.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    onnxruntime.InferenceSession(path, options)
+    onnxruntime.InferenceSession(file, options)
     run = onnx.load(str(tmp_path / "run.onnx")).graph
     fixed = {i.name for i in run.initializer}
     left = [n.op_type for n in run.node if n.input and all(name in fixed for name in n.input if name)]

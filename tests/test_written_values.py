@@ -11,13 +11,15 @@ ROW, CHOSEN, MASK = torch.arange(6) / 4, torch.tensor([0, 2]), torch.arange(8) <
 
 
 class Writing(nn.Module):
-    def __init__(self, write):
+    """What every write leaves, summed: none of them hides another."""
+
+    def __init__(self, writes):
         super().__init__()
-        self.write, self.head = write, nn.Linear(6, 3)
+        self.writes, self.head = writes, nn.Linear(6, 3)
 
     def forward(self, x):
-        y = torch.relu(x) * 1.5
-        return self.head(self.write(y).mean((1, 2)))
+        every = [write(torch.relu(x) * (i + 1.5)) for i, write in enumerate(self.writes)]
+        return self.head(sum(every).mean((1, 2)))
 
 
 def put(*where):
@@ -35,16 +37,22 @@ def put(*where):
 
 ALL = slice(None)
 WRITES = {
-    "a number into a slice": put(ALL, 0)(0.25),
-    "a row into a slice": put(ALL, slice(0, 2))(ROW),
-    "integers into a slice": put(ALL, 0)(torch.arange(6)),
-    "its own first channel into others": put(ALL, slice(1, 3))(lambda y: y[:, :1].clone()),
-    "a row by indices": put(ALL, CHOSEN)(ROW),
-    "a number by a mask": put(ALL, ALL, MASK)(0.5),
-    "a number by a mask of two dimensions": put(ALL, ALL, MASK[:, None] & (ROW < 1))(0.5),
-    "a number by a mask in front": put(ALL, MASK[:4])(0.5),
-    "by fewer indices than values": lambda y: y.scatter(2, torch.ones(3, 2, 1, 3, dtype=torch.long), y[:, :2, :1, :3]),
-    "added by fewer indices": lambda y: y.scatter_add(2, torch.ones(3, 2, 1, 3, dtype=torch.long), y),
+    "into slices": [
+        put(ALL, 0)(0.25),
+        put(ALL, slice(0, 2))(ROW),
+        put(ALL, 0)(torch.arange(6)),
+        put(ALL, slice(1, 3))(lambda y: y[:, :1].clone()),
+    ],
+    "by indices and masks": [
+        put(ALL, CHOSEN)(ROW),
+        put(ALL, ALL, MASK)(0.5),
+        put(ALL, ALL, MASK[:, None] & (ROW < 1))(0.5),
+        put(ALL, MASK[:4])(0.5),
+    ],
+    "by fewer indices than values": [
+        lambda y: y.scatter(2, torch.ones(3, 2, 1, 3, dtype=torch.long), y[:, :2, :1, :3]),
+        lambda y: y.scatter_add(2, torch.ones(3, 2, 1, 3, dtype=torch.long), y),
+    ],
 }
 
 
