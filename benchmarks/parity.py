@@ -75,7 +75,11 @@ def task(name: str, send: sweep.Send, runtimes: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = sweep.written(explainer, (model, *inputs), Path(folder))
         send("bytes", {part: path.stat().st_size for part, path in files.items()})
-        feeds = [_feeds(files["explainer"], values, t) for values, t in zip(every, twins, strict=True)]
+        names = _inputs_of(files["explainer"])
+        feeds = [
+            sweep.feeds_of(names, values) | {names[-1]: t.target.numpy()}
+            for values, t in zip(every, twins, strict=True)
+        ]
         for runtime in runtimes:
             send(runtime, _outcome(runtime, files["explainer"], feeds, twins))
 
@@ -86,11 +90,11 @@ def _noisy(generator: torch.Generator, leaf: Any) -> Any:
     return leaf * (1 + NOISE * torch.randn(leaf.shape, generator=generator))
 
 
-def _feeds(path: Path, values: Any, twin: Any) -> dict[str, np.ndarray]:
+def _inputs_of(path: Path) -> list[str]:
+    """The names of a file's inputs, the target's last."""
     import onnx
 
-    names = [i.name for i in onnx.load(str(path), load_external_data=False).graph.input]
-    return sweep.feeds_of(names, values) | {names[-1]: twin.target.numpy()}
+    return [i.name for i in onnx.load(str(path), load_external_data=False).graph.input]
 
 
 def _outcome(runtime: str, path: Path, feeds: list[dict[str, np.ndarray]], twins: list[Any]) -> Line:
@@ -147,12 +151,10 @@ def show(models: dict[str, Line], console: Console) -> None:
         if lines:
             table.add_row(runtime, str(len(lines)), *counts, f"{worst:.1e}")
     console.print(table)
-    ratios = {name: line["bytes"]["explainer"] / line["bytes"]["forward"] for name, line in done.items()}
-    large = sorted(ratios.items(), key=lambda item: -item[1])
     table = Table("", "MB of the model's file", "MB of the explainer's", "ratio", title="Sizes")
-    for name, ratio in sorted(large, key=lambda item: -done[item[0]]["bytes"]["forward"]):
-        own, other = (done[name]["bytes"][part] / 1e6 for part in ("explainer", "forward"))
-        table.add_row(name, f"{other:.2f}", f"{own:.2f}", f"{ratio:.2f}")
+    for name, line in sorted(done.items(), key=lambda item: -item[1]["bytes"]["forward"]):
+        own, other = (line["bytes"][part] / 1e6 for part in ("explainer", "forward"))
+        table.add_row(name, f"{other:.2f}", f"{own:.2f}", f"{own / other:.2f}")
     console.print(table)
     for name, line in done.items():
         for runtime in RUNNERS:

@@ -72,8 +72,7 @@ def adaptive_average(input: Any, output_size: Sequence[int]) -> Any:
 def copied(self: Any, src: Any, non_blocking: bool = False) -> Any:
     """copy, whose source is broadcast to what it is written over: torch.onnx leaves that out."""
     value = op.CastLike(src, self)
-    alike = None not in (src.shape, self.shape) and src.shape == self.shape
-    return value if alike else op.Expand(value, op.Shape(self))
+    return value if _alike(src, self) else op.Expand(value, op.Shape(self))
 
 
 def scattered(self: Any, dim: int, index: Any, src: Any) -> Any:
@@ -134,9 +133,14 @@ def randomised_relu(
     return op.LeakyRelu(self, alpha=(lower + upper) / 2), noise
 
 
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are known to have one shape."""
+    return one.shape is not None and one.shape == other.shape
+
+
 def _as_many(src: Any, index: Any) -> Any:
     """The first values of a source, as many as there are indices along each dimension."""
-    if None not in (src.shape, index.shape) and src.shape == index.shape:
+    if _alike(src, index):
         return src
     axes = list(range(len(src.shape)))
     return op.Slice(src, [0] * len(axes), op.Shape(index), axes)

@@ -90,8 +90,9 @@ def transform(
         UnsupportedOpError: operators on the way have no rule; lists all of them.
         NoContentError, OutputError, InputError: nothing to explain. MixedBatchError: samples meet.
     """
-    request = Request.of(rules, roles, explain=explain, at=at, output=output, bias=bias, batched=batched)
-    request = replace(request, dynamic_batch=dynamic_batch)
+    request = Request.of(
+        rules, roles, explain=explain, at=at, output=output, bias=bias, dynamic_batch=dynamic_batch, batched=batched
+    )
     explainer = Explainer(load_source(model, trusted), request)
     if example_inputs is not None or example_kwargs:
         explainer.prepare(*positional(example_inputs), **(example_kwargs or {}))

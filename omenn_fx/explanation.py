@@ -243,8 +243,8 @@ class Explanation:
         the error as what computed this found it itself."""
         wrong = measured is not None and not bool((measured <= limit).all())
         if wrong or (self.summed and not self.adds_up(limit)):
-            errors = [self.completeness_error] if measured is None or self.summed else []
-            error = max(float(e.max()) for e in [*errors, *([] if measured is None else [measured])])
+            errors = [self.completeness_error if self.summed else None, measured]
+            error = max(float(e.max()) for e in errors if e is not None)
             text = f"the explanation does not add up: sum(C) is off by {error:.1e} of S, more than {limit:.0e}"
             warnings.warn(text + where(), IncompleteWarning, stacklevel=3)
         return self

@@ -92,7 +92,7 @@ def _larger_kernel(node: Any) -> None:
     before = list(pads.as_ints()) if pads is not None else [0] * (2 * n)
     steps = list(dilations.as_ints()) if dilations is not None else [1] * n
     wider = np.pad(weight.numpy(), [(0, 0), (0, 0), *[(1, 1)] * n])
-    node.replace_input_with(1, _before(node, "Constant", [], {"value": ir.AttrTensor("value", ir.tensor(wider))}))
+    node.replace_input_with(1, _constant(node, wider))
     node.attributes["pads"] = ir.AttrInt64s("pads", [p + s for p, s in zip(before, steps * 2, strict=True)])
     node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", wider.shape[2:])
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import fx
 
 from omenn_fx.algebra.ruleset import RuleSet
 from omenn_fx.capture.captured import Captured
@@ -16,16 +17,21 @@ aten = torch.ops.aten
 
 def take_as_batches(captured: Captured, rules: RuleSet) -> Captured:
     """A graph whose convolutions all have a batch. Takes over the graph that it is given."""
-    outputs = captured.outputs
-    for node in list(captured.graph.nodes):
-        rule = rules.get(node.target) if node.op == "call_function" else None
-        if rule is None or rule.layer != "convolution" or len(shape(node.args[0])) == len(shape(node.args[1])):
-            continue
-        image = _as_batch(Editor(captured.module), node)
-        outputs = tuple(image if output is node else output for output in outputs)
-        captured.graph.lint()
-        captured.module.recompile()
+    alone = [node for node in captured.graph.nodes if _of_one_image(node, rules)]
+    if not alone:
+        return captured
+    editor = Editor(captured.module)
+    images = {node: _as_batch(editor, node) for node in alone}
+    captured.graph.lint()
+    captured.module.recompile()
+    outputs = tuple(images.get(one, one) if isinstance(one, fx.Node) else one for one in captured.outputs)
     return replace(captured, outputs=outputs)
+
+
+def _of_one_image(node: Any, rules: RuleSet) -> bool:
+    rule = rules.get(node.target) if node.op == "call_function" else None
+    convolves = rule is not None and rule.layer == "convolution"
+    return convolves and len(shape(node.args[0])) < len(shape(node.args[1]))
 
 
 def _as_batch(editor: Editor, node: Any) -> Any:
